@@ -1,0 +1,1 @@
+"""The base model: fetched, converted, quantized, and checked for quality."""

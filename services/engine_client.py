@@ -1,0 +1,137 @@
+"""One streaming HTTP client to the engine. Closing a stream closes its connection, and so frees the engine.
+
+Requests are repeated only while connecting: once the engine may have seen one, it is not sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+
+from services.errors import EngineRefused, EngineUnavailable
+
+CONNECT_ATTEMPTS = 3
+_CLIENT_ERRORS = range(400, 500)
+
+
+class EngineClient:
+    """A client of vLLM's OpenAI-compatible server; use as an async context manager."""
+
+    def __init__(self, base_url: str) -> None:
+        self._base_url = base_url
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> EngineClient:
+        # No total time-out: a stream lasts as long as it lasts, and the caller's leaving ends it.
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
+        self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def complete(self, path: str, payload: dict[str, Any]) -> dict[str, Any]:
+        """Return the engine's whole answer; raises EngineRefused or EngineUnavailable."""
+        async with self._post(path, payload) as response:
+            try:
+                return await response.json()
+            except (aiohttp.ClientError, ValueError) as error:
+                raise EngineUnavailable("The engine was lost before it had answered.") from error
+
+    async def stream(self, path: str, payload: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        """Yield the engine's events; raises EngineRefused or EngineUnavailable, also in mid-stream."""
+        async with self._post(path, payload) as response:
+            done = False
+            async for data in sse_data(response.content.iter_any()):
+                if data == b"[DONE]":
+                    done = True
+                    break
+                event = json.loads(data)
+                if "error" in event:
+                    raise _refusal(event, 500)
+                yield event
+            if not done:
+                raise EngineUnavailable("The engine was lost in mid-stream.")
+
+    async def healthy(self) -> bool:
+        """Whether the engine answers its health check within two seconds."""
+        try:
+            async with self._open().get(f"{self._base_url}/health", timeout=aiohttp.ClientTimeout(total=2)) as response:
+                return response.status == 200
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
+    async def metrics(self) -> str:
+        """Return the engine's metrics in Prometheus' text format; empty when it is not there."""
+        try:
+            async with self._open().get(f"{self._base_url}/metrics", timeout=aiohttp.ClientTimeout(total=2)) as response:
+                return await response.text()
+        except (aiohttp.ClientError, TimeoutError):
+            return ""
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            msg = "EngineClient is used outside of its context"
+            raise RuntimeError(msg)
+        return self._session
+
+    @asynccontextmanager
+    async def _post(self, path: str, payload: dict[str, Any]) -> AsyncIterator[aiohttp.ClientResponse]:
+        response = await self._connect(path, payload)
+        try:
+            if response.status != 200:
+                try:
+                    body = await response.json(content_type=None)
+                except (aiohttp.ClientError, ValueError):
+                    body = {}
+                raise _refusal(body, response.status)
+            yield response
+        except aiohttp.ClientError as error:
+            raise EngineUnavailable("The engine was lost in mid-answer.") from error
+        finally:
+            response.close()  # not release(): an unread answer must not be drained, but dropped
+
+    async def _connect(self, path: str, payload: dict[str, Any]) -> aiohttp.ClientResponse:
+        for attempt in range(1, CONNECT_ATTEMPTS + 1):
+            try:
+                return await self._open().post(f"{self._base_url}{path}", json=payload)
+            except aiohttp.ClientConnectorError as error:
+                if attempt == CONNECT_ATTEMPTS:
+                    raise EngineUnavailable("The engine is not up; it may still be starting.") from error
+                await asyncio.sleep(0.1 * attempt)
+            except aiohttp.ClientError as error:
+                raise EngineUnavailable("The engine was lost before it had answered.") from error
+        raise AssertionError
+
+
+async def sse_data(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the data of each SSE event, however the bytes were cut; an event without its blank line is dropped."""
+    buffer = b""
+    async for chunk in chunks:
+        buffer = (buffer + chunk).replace(b"\r\n", b"\n")
+        *events, buffer = buffer.split(b"\n\n")
+        for event in events:
+            lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
+            if lines:
+                yield b"\n".join(lines)
+
+
+def _refusal(body: Any, status: int) -> EngineRefused | EngineUnavailable:
+    error = body.get("error", body) if isinstance(body, dict) else {}
+    message = str(error.get("message") or "The engine refused the request.")
+    code = error.get("code")
+    if isinstance(code, int) and status == 500:
+        status = code
+    if status not in _CLIENT_ERRORS:
+        return EngineUnavailable("The engine failed on this request.")
+    lowered = message.lower()
+    too_long = "context length" in lowered or "max_model_len" in lowered or "maximum model length" in lowered
+    if too_long:
+        return EngineRefused(message, status=400, param=error.get("param"), code="context_length_exceeded")
+    return EngineRefused(message, status=status, param=error.get("param"), code="engine_refused")

@@ -1,0 +1,105 @@
+"""What can go wrong, and the one map from it to HTTP and OpenAI's error JSON.
+
+EkibenError
+├── InvalidRequest          400
+│   └── ContentRefused      400  a guard refused it
+├── UnknownModel            404
+├── BodyTooLarge            413
+├── EngineRefused           4xx  the engine's own verdict on the request
+└── Unavailable             503
+    ├── EngineUnavailable   503  not up, or lost
+    └── GuardUnavailable    503  a detector failed: nothing passes unguarded
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class EkibenError(Exception):
+    """Base of every error that a caller may see; `message` is safe to show and holds no text of the request."""
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+    retry_after: int | None = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+
+    def body(self) -> dict[str, Any]:
+        """Return OpenAI's error object."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers that go with it."""
+        return {"retry-after": str(self.retry_after)} if self.retry_after is not None else {}
+
+
+class InvalidRequest(EkibenError):
+    """The request is not of the API's form."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class ContentRefused(InvalidRequest):
+    """A guard refused the content."""
+
+    code = "content_filter"
+
+
+class UnknownModel(EkibenError):
+    """No route bears that name."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
+
+
+class BodyTooLarge(EkibenError):
+    """The body is over the size cap."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+
+class EngineRefused(EkibenError):
+    """The engine found the request wrong; its status is passed on where it is a 4xx."""
+
+    type = "invalid_request_error"
+
+    def __init__(self, message: str, *, status: int, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message, param=param, code=code)
+        self.status = status
+
+
+class Unavailable(EkibenError):
+    """Try again later."""
+
+    status = 503
+    type = "server_error"
+    retry_after = 5
+
+
+class EngineUnavailable(Unavailable):
+    """The engine is not up, or was lost on the way."""
+
+    code = "engine_unavailable"
+
+
+class GuardUnavailable(Unavailable):
+    """A detector failed."""
+
+    code = "guard_unavailable"
+
+
+class RetrievalUnavailable(Unavailable):
+    """The documents could not be searched."""
+
+    code = "retrieval_unavailable"

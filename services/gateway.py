@@ -1,0 +1,202 @@
+"""The BentoML services, and the composition root: `bentoml serve services.gateway:Gateway`.
+
+Gateway is the entry: it serves the HTTP app and starts the two others. Engine runs vLLM; tokens come from it over our own
+HTTP client and never through `depends()`, which is there so that BentoML starts the engine and readiness follows it.
+Embedder batches adaptively: it is a model that takes one item and gives one answer.
+"""
+
+from __future__ import annotations
+
+import os  # noqa: TID251  a worker ends itself when its engine has died
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import bentoml
+import psutil
+from bentoml.models import BentoModel
+
+from rag.chain import Collection
+from rag.embedding import DIMENSIONS, CallableEmbeddings, MultilingualE5
+from services.api import EmbeddingModel, Parts, create_app
+from services.bundle import LoadedBundle, load_bundle
+from services.engine import command, find_device, usable_cores, vllm_arguments, vllm_environment
+from services.engine_client import EngineClient
+from services.lock import read_lock
+from services.pipeline import Pipeline
+from services.routing import Routes
+from services.settings import load_settings
+from services.store import stored_path
+from services.telemetry import Telemetry
+
+settings = load_settings()
+lock = read_lock(settings.lock)
+_FOREVER = {"max_requests": 10**9, "max_age": 1e9}  # BentoML's rotation of sessions kills requests under way
+
+
+def _loaded() -> LoadedBundle:
+    return load_bundle(settings.bundle, packed=True)
+
+
+@bentoml.service(
+    name="engine",
+    workers=1,
+    http={"proxy_port": settings.engine_port},
+    endpoints={"livez": "/health", "readyz": "/health"},
+    traffic={"timeout": 3600},
+    runner_connection=_FOREVER,
+)
+class Engine:
+    """Stock vLLM."""
+
+    def __command__(self) -> list[str]:
+        """Return vLLM's command line, and watch the child from now on."""
+        device = find_device(settings)
+        adapters = {name: stored_path(tag) for name, tag in lock.adapters.items()}
+        arguments = vllm_arguments(
+            _loaded().bundle, model=stored_path(lock.model), adapters=adapters, device=device,
+            port=settings.engine_port, free_bytes=psutil.virtual_memory().available,
+        )  # fmt: skip
+        threading.Thread(target=_end_with_child, name="engine-watch", daemon=True).start()
+        return command(arguments, vllm_environment(device, usable_cores()))
+
+
+def _end_with_child() -> None:
+    """End this worker when its child has died: BentoML would not notice, and starts a worker that ends anew."""
+    me = psutil.Process()
+    while not (children := me.children()):
+        time.sleep(0.1)
+    psutil.wait_procs(children)
+    os.kill(me.pid, signal.SIGTERM)
+
+
+@bentoml.service(name="embedder", workers=1, traffic={"timeout": 60}, runner_connection=_FOREVER)
+class Embedder:
+    """The embedding model; several callers share a batch."""
+
+    def __init__(self) -> None:
+        self._model = MultilingualE5()
+        self._model.embed("warm", "query")
+
+    @bentoml.api(batchable=True, max_batch_size=32, max_latency_ms=20_000)
+    def embed(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Embed items of {"text", "kind"}; an item that fails answers {"error"} and leaves the others alone."""
+        answers: list[dict[str, Any]] = []
+        for item in items:
+            try:
+                embedded = self._model.embed(item["text"], item["kind"])
+                answers.append({"vector": embedded.vector, "tokens": embedded.tokens})
+            except Exception as error:  # noqa: BLE001  one item's fault must not fail the batch
+                answers.append({"error": type(error).__name__})
+        return answers
+
+
+@asynccontextmanager
+async def compose() -> AsyncIterator[Parts]:
+    """Wire the parts; everything that differs from one bundle or machine to the next is decided here."""
+    gateway = bentoml.get_current_service()
+    loaded = _loaded()
+
+    async def embed(text: str, kind: str) -> tuple[list[float], int]:
+        [answer] = await gateway.embedder.to_async.embed([{"text": text, "kind": kind}])
+        if "error" in answer:
+            msg = f"the embedder failed: {answer['error']}"
+            raise RuntimeError(msg)
+        return answer["vector"], answer["tokens"]
+
+    async def vector(text: str, kind: str) -> list[float]:
+        return (await embed(text, kind))[0]
+
+    embedder = loaded.bundle.embedder.name
+    collections = {
+        name: Collection(
+            stored_path(lock.indexes[name]), embedder=embedder, embeddings=CallableEmbeddings(vector), top_k=entry.top_k,
+            dense_weight=entry.dense_weight, min_score=entry.min_score, max_context_characters=entry.max_context_characters,
+        )
+        for name, entry in loaded.bundle.collections.items()
+    }  # fmt: skip
+    routes, telemetry = Routes(loaded, lock), Telemetry()
+    telemetry.routes(list(routes.all.values()))
+    async with EngineClient(settings.engine) as engine:
+        gateway.watch = EngineWatch(engine, settings.engine_grace_seconds)
+        pipeline = Pipeline(routes, engine, telemetry, collections)
+        yield Parts(pipeline, EmbeddingModel(embedder, DIMENSIONS, embed), settings.max_body_bytes)
+
+
+class EngineWatch:
+    """Remembers whether the engine was ever up, and since when it has been away."""
+
+    def __init__(self, engine: EngineClient, grace_seconds: float) -> None:
+        self.engine = engine
+        self._grace = grace_seconds
+        self._last_seen: float | None = None
+
+    async def ready(self) -> bool:
+        """Whether the engine answers now."""
+        healthy = await self.engine.healthy()
+        if healthy:
+            self._last_seen = time.monotonic()
+        return healthy
+
+    async def alive(self) -> bool:
+        """False once an engine that was up has been away for longer than the grace: then a restart is due."""
+        if await self.ready() or self._last_seen is None:
+            return True
+        return time.monotonic() - self._last_seen < self._grace
+
+
+app = create_app(compose)
+
+
+@bentoml.service(
+    name=lock.name,
+    workers=1,
+    traffic={"timeout": 3600},
+    labels={"openai_endpoint": "/v1"},
+    metrics={"duration": {"buckets": [0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0]}},
+)
+@bentoml.asgi_app(app, path="/")
+class Gateway:
+    """The OpenAI-compatible API."""
+
+    embedder = bentoml.depends(Embedder)
+    if settings.engine_url is None:
+        engine = bentoml.depends(Engine)
+    watch: EngineWatch | None = None
+
+    async def __is_alive__(self) -> bool:
+        """Liveness: fails when an engine that was up stays away."""
+        return self.watch is None or await self.watch.alive()
+
+    async def __is_ready__(self) -> bool:
+        """Readiness: the engine answers."""
+        return self.watch is not None and await self.watch.ready()
+
+    async def __metrics__(self, content: str) -> str:
+        """Append the engine's own metrics, those that are not here already."""
+        if self.watch is None:
+            return content
+        return merge_metrics(content, await self.watch.engine.metrics())
+
+
+def merge_metrics(ours: str, theirs: str) -> str:
+    """Join two expositions; of families that both have, ours are kept: a family may stand only once."""
+    have = {line.split()[2] for line in ours.splitlines() if line.startswith("# TYPE ")}
+    kept: list[str] = []
+    skipping = False
+    for line in theirs.splitlines():
+        if line.startswith(("# HELP ", "# TYPE ")):
+            skipping = line.split()[2] in have
+        if not skipping:
+            kept.append(line)
+    return "\n".join([ours.rstrip("\n"), *kept, ""])
+
+
+# What a service names here is exported with the Bento and looked for before it starts.
+Engine.models.extend(BentoModel(tag) for tag in (lock.model, *lock.adapters.values()))
+Gateway.models.extend(BentoModel(tag) for tag in lock.indexes.values())
+
+__all__ = ["Embedder", "Engine", "Gateway", "app"]

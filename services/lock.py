@@ -1,0 +1,53 @@
+"""bundle.lock: the tags in the model store that a bundle's names stand for. Written by `ekiben pack`, read by the services."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class LockError(RuntimeError):
+    """bundle.lock is missing or was not written by this version; the message says what to run."""
+
+
+class Lock(BaseModel):
+    """Tags (`name:version`) of everything that was packed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(description="name of the bundle, and so of the Bento")
+    model: str
+    adapters: dict[str, str] = Field(default_factory=dict)
+    indexes: dict[str, str] = Field(default_factory=dict)
+
+    def tags(self) -> list[str]:
+        """Return every tag, the model's first."""
+        return [self.model, *self.adapters.values(), *self.indexes.values()]
+
+    def write(self, path: Path) -> None:
+        """Write the file; the same content gives the same bytes."""
+        path.write_text(json.dumps(self.model_dump(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_lock(path: Path) -> Lock:
+    """Read bundle.lock; raises LockError."""
+    try:
+        return Lock.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        msg = f"{path} does not exist; run `ekiben pack` first"
+        raise LockError(msg) from error
+    except ValidationError as error:
+        msg = f"{path} is not of this version; run `ekiben pack` again"
+        raise LockError(msg) from error
+
+
+def bento_version(root: Path, files: list[Path]) -> str:
+    """Return the version of the Bento: 16 hex digits over the names and contents of the files that are packed."""
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        content = hashlib.sha256(file.read_bytes()).hexdigest()
+        digest.update(f"{file.relative_to(root).as_posix()}\0{content}\n".encode())
+    return digest.hexdigest()[:16]

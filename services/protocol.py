@@ -1,0 +1,192 @@
+"""OpenAI's wire format: requests as pydantic models, SSE frames, and what an answer says of its making."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import from_json
+
+from services.errors import InvalidRequest
+from services.parameters import SamplingParameters
+
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+
+
+class TextPart(BaseModel):
+    """One text part of a message."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """One chat message; fields that clients send back from earlier answers are tolerated and dropped."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Annotated[list[TextPart], Field(min_length=1)] | None = None
+    name: str | None = None
+    tool_call_id: str | None = None
+    tool_calls: list[ToolCall] | None = None
+
+    @model_validator(mode="after")
+    def _has_content(self) -> Self:
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            msg = "content is missing"
+            raise ValueError(msg)
+        return self
+
+
+class FunctionCall(BaseModel):
+    """A call of a function, as the model wrote it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+    name: str
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    """A tool call inside an assistant's message."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class StreamOptions(BaseModel):
+    """Options of a stream."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = Field(None, exclude=True)
+
+
+class _Request(SamplingParameters):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    model: str = Field(min_length=1)
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(None, ge=1, le=16)
+    # Accepted and not used: they mean nothing to an engine of one's own.
+    user: str | None = Field(None, exclude=True)
+    metadata: dict[str, str] | None = Field(None, exclude=True)
+    store: Literal[False] | None = Field(None, exclude=True)
+    service_tier: str | None = Field(None, exclude=True)
+    safety_identifier: str | None = Field(None, exclude=True)
+    prompt_cache_key: str | None = Field(None, exclude=True)
+
+    @model_validator(mode="after")
+    def _options_need_a_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            msg = "stream_options is allowed only with stream=true"
+            raise ValueError(msg)
+        return self
+
+    def payload(self, defaults: SamplingParameters) -> dict[str, Any]:
+        """Return what goes to the engine: the request's own values over the route's defaults."""
+        return defaults.model_dump(exclude_none=True) | self.model_dump(exclude_none=True, exclude={"model"})
+
+
+class ChatRequest(_Request):
+    """POST /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    response_format: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
+
+    def payload(self, defaults: SamplingParameters) -> dict[str, Any]:
+        """As the base's; `max_completion_tokens` of a request overrides a route's `max_tokens`."""
+        if self.max_completion_tokens is not None:
+            defaults = defaults.model_copy(update={"max_tokens": None})
+        return super().payload(defaults)
+
+
+class CompletionRequest(_Request):
+    """POST /v1/completions."""
+
+    prompt: str | Annotated[list[str], Field(min_length=1, max_length=64)] | list[int] | list[list[int]]
+    logprobs: int | None = Field(None, ge=0, le=20)
+    echo: bool | None = None
+    suffix: str | None = None
+    response_format: dict[str, Any] | None = None
+
+
+class EmbeddingRequest(BaseModel):
+    """POST /v1/embeddings. `input_type` tells a question from a document, where the model knows the difference."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    model: str = Field(min_length=1)
+    input: Annotated[str, Field(min_length=1)] | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=256)]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1)
+    input_type: Literal["query", "passage"] = "query"
+    user: str | None = None
+
+
+R = TypeVar("R", bound=BaseModel)
+
+
+def parse(kind: type[R], body: bytes) -> R:
+    """Parse a request's body; raises InvalidRequest that names the field."""
+    try:
+        value = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise InvalidRequest(f"The body is not valid JSON in UTF-8: {error}", code="invalid_json") from None
+    if not isinstance(value, dict):
+        raise InvalidRequest("The body must be a JSON object.", code="invalid_json")
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        param = _param(first["loc"])
+        if first["type"] == "extra_forbidden":
+            message, code = f"Unrecognized request argument supplied: {param}", "unknown_parameter"
+        elif first["type"] == "missing":
+            message, code = f"Missing required parameter: {param}", "missing_required_parameter"
+        else:
+            message, code = f"Invalid value for {param or 'the request'}: {first['msg'].removeprefix('Value error, ')}", "invalid_value"
+        raise InvalidRequest(message, param=param or None, code=code) from None
+
+
+def _param(where: tuple[int | str, ...]) -> str:
+    """OpenAI writes messages[0].content; the names of pydantic's union branches are left out."""
+    out = ""
+    for part in where:
+        if isinstance(part, int):
+            out += f"[{part}]"
+        elif part.isidentifier() and not part[0].isupper() and part not in {"str", "int", "list"}:
+            out += f".{part}" if out else part
+    return out
+
+
+def frame(event: dict[str, Any]) -> bytes:
+    """Return one SSE frame."""
+    return b"data: " + json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+def plain_text(message: dict[str, Any]) -> str:
+    """Return the text of a chat message."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    return "\n".join(part["text"] for part in content or [])

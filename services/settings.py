@@ -1,0 +1,47 @@
+"""Settings of one process, from EKIBEN_* environment variables: the only reader of the environment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Settings(BaseSettings):
+    """What differs from one machine to the next; everything else stands in bundle.yaml."""
+
+    model_config = SettingsConfigDict(env_prefix="EKIBEN_", frozen=True, extra="ignore")
+
+    bundle: Path = Field(ROOT / "bundle.yaml", description="the bundle file")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="what the engine runs on")
+    engine_port: int = Field(8421, ge=1, le=65535, description="loopback port of the engine")
+    engine_url: str | None = Field(None, description="an engine that runs elsewhere; none is started then")
+    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="longest request body, in bytes")
+    engine_grace_seconds: float = Field(
+        30.0, ge=0, description="how long an engine that was up may be away before /livez fails"
+    )
+
+    @property
+    def lock(self) -> Path:
+        """`bundle.lock`, beside the bundle file."""
+        return self.bundle.with_suffix(".lock")
+
+    @property
+    def engine(self) -> str:
+        """Base URL of the engine."""
+        return (self.engine_url or f"http://127.0.0.1:{self.engine_port}").rstrip("/")
+
+
+def load_settings() -> Settings:
+    """Read the settings now; nothing is read at import."""
+    return Settings()  # pyright: ignore[reportCallIssue]  every field has a default
+
+
+def child_environment() -> dict[str, str]:
+    """Return a copy of this process's environment, for a child."""
+    return dict(os.environ)

@@ -1,0 +1,113 @@
+"""Metrics and logs of the request path. Labels come from the bundle, so their number is bounded; no text is recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from guards.guard import Finding
+    from services.routing import Route
+
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+log = structlog.get_logger("ekiben")
+
+
+@dataclass
+class Record:
+    """What is known of one request so far; telemetry writes it down when the request ends, however it ends."""
+
+    route: str
+    status: str = "error"
+    first_token_seconds: float | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+
+    def first_token(self) -> None:
+        """Note that the first piece of the answer has arrived."""
+        if self.first_token_seconds is None:
+            self.first_token_seconds = time.monotonic() - self.started
+
+    def usage(self, usage: dict[str, Any] | None) -> None:
+        """Take the engine's own count of tokens."""
+        if usage:
+            self.prompt_tokens = usage.get("prompt_tokens") or 0
+            self.completion_tokens = usage.get("completion_tokens") or 0
+
+
+class Telemetry:
+    """The only owner of the llm_* metrics of the gateway."""
+
+    def __init__(self, registry: Any = None) -> None:
+        # Metrics made before BentoML has named its folder for several processes would not be seen by it.
+        from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+
+        registry = registry or REGISTRY
+        self._requests = Counter("llm_requests_total", "Requests, by outcome", ["model", "status"], registry=registry)
+        self._duration = Histogram(
+            "llm_request_duration_seconds", "Time to the end of the answer", ["model"], buckets=SECONDS, registry=registry
+        )
+        self._first_token = Histogram(
+            "llm_time_to_first_token_seconds", "Time to the first token", ["model"], buckets=SECONDS, registry=registry
+        )
+        self._generated = Counter("llm_tokens_generated_total", "Tokens of answers", ["model"], registry=registry)
+        self._prompt = Counter("llm_tokens_prompt_total", "Tokens of prompts", ["model"], registry=registry)
+        self._active = Gauge(
+            "llm_active_requests", "Requests under way", ["model"], multiprocess_mode="livesum", registry=registry
+        )
+        self._info = Gauge(
+            "llm_model_info", "1 for each route, with what it is made of",
+            ["model", "base", "adapter", "prompt", "index", "policy"], multiprocess_mode="mostrecent", registry=registry,
+        )  # fmt: skip
+        self._guard = Counter(
+            "llm_guard_events_total", "What guards found", ["model", "stage", "detector", "action"], registry=registry
+        )
+
+    def routes(self, routes: list[Route]) -> None:
+        """Announce the routes."""
+        for route in routes:
+            v = route.versions()
+            self._info.labels(
+                route.name, v["model"], v["adapter"] or "", v["prompt"], v["index"] or "", v["policy"]
+            ).set(1)
+
+    @contextmanager
+    def request(self, route: Route) -> Iterator[Record]:
+        """Record one request, always: also when it fails or its caller leaves."""
+        record = Record(route.name)
+        self._active.labels(route.name).inc()
+        try:
+            yield record
+        except (asyncio.CancelledError, GeneratorExit):
+            record.status = "cancelled"
+            raise
+        finally:
+            seconds = time.monotonic() - record.started
+            self._active.labels(route.name).dec()
+            self._requests.labels(route.name, record.status).inc()
+            self._duration.labels(route.name).observe(seconds)
+            if record.first_token_seconds is not None:
+                self._first_token.labels(route.name).observe(record.first_token_seconds)
+            self._generated.labels(route.name).inc(record.completion_tokens)
+            self._prompt.labels(route.name).inc(record.prompt_tokens)
+            for finding in record.findings:
+                self._guard.labels(route.name, finding.stage, finding.detector, finding.action).inc(finding.count)
+            log.info(
+                "request",
+                **{k: v for k, v in route.versions().items() if v is not None},
+                status=record.status,
+                seconds=round(seconds, 4),
+                first_token_seconds=record.first_token_seconds and round(record.first_token_seconds, 4),
+                prompt_tokens=record.prompt_tokens,
+                completion_tokens=record.completion_tokens,
+                findings=[finding.as_dict() for finding in record.findings],
+            )
