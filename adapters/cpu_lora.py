@@ -24,7 +24,7 @@ def group_by_adapter(indices: torch.Tensor) -> Groups:
     return [(slot, (indices == slot).nonzero().flatten()) for slot in slots.tolist() if slot >= 0]
 
 
-def add_lora(  # noqa: PLR0913  the shapes of vLLM's own interface
+def add_lora(
     y: torch.Tensor,
     x: torch.Tensor,
     a_stacked: tuple[torch.Tensor, ...],
@@ -56,20 +56,25 @@ def add_lora(  # noqa: PLR0913  the shapes of vLLM's own interface
 def install() -> None:
     """Put the functions of this file in the place of vLLM's; raises RuntimeError on a vLLM they were not checked with."""
     import vllm
-    from vllm.lora.layers import base_linear
-    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+    from vllm.lora.layers import base_linear as stock_layers
+    from vllm.lora.punica_wrapper import punica_cpu as stock_wrapper
 
+    base_linear: Any = stock_layers
+    wrapper: Any = stock_wrapper.PunicaWrapperCPU
     if not vllm.__version__.startswith(CHECKED_VERSION):
-        msg = f"adapters/cpu_lora.py was checked with vLLM {CHECKED_VERSION}, this is {vllm.__version__}; check it and raise the version"
+        msg = (
+            f"adapters/cpu_lora.py was checked with vLLM {CHECKED_VERSION}, this is {vllm.__version__}; "
+            "check it and raise the version"
+        )
         raise RuntimeError(msg)
-    stock_update = PunicaWrapperCPU.update_metadata
+    stock_update = wrapper.update_metadata
 
     def update_metadata(self: Any, *args: Any, **kwargs: Any) -> None:
         stock_update(self, *args, **kwargs)
         self.ekiben_groups = group_by_adapter(self.token_lora_indices)
         self.ekiben_sampler_groups = group_by_adapter(self.sampler_indices)
 
-    def add_lora_linear(  # noqa: PLR0913
+    def add_lora_linear(
         self: Any, y: torch.Tensor, x: torch.Tensor, lora_a_stacked: Any, lora_b_stacked: Any, scale: float,
         output_slices: Any, *, buffer: Any = None, **_: Any,
     ) -> None:  # fmt: skip
@@ -77,7 +82,7 @@ def install() -> None:
         flat_y, flat_x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
         add_lora(flat_y, flat_x, lora_a_stacked, lora_b_stacked, scale, output_slices, self.ekiben_groups)
 
-    def add_lora_logits(  # noqa: PLR0913
+    def add_lora_logits(
         self: Any, y: torch.Tensor, x: torch.Tensor, lora_a_stacked: torch.Tensor, lora_b_stacked: torch.Tensor,
         scale: float, *, buffer: Any = None, **_: Any,
     ) -> None:  # fmt: skip
@@ -86,7 +91,7 @@ def install() -> None:
         size = min(lora_b_stacked.shape[-2], flat_y.shape[-1])
         add_lora(flat_y, flat_x, (lora_a_stacked,), (lora_b_stacked[:, :, :size],), scale, (size,), self.ekiben_sampler_groups)
 
-    stock_device = base_linear._get_lora_device
+    stock_device = base_linear._get_lora_device  # noqa: SLF001  there is no public one
 
     def get_lora_device(base_layer: Any) -> torch.device:
         # On a CPU without AMX the INT8 weight is packed into oneDNN's own memory and the layer's is None.
@@ -94,12 +99,12 @@ def install() -> None:
             return torch.device("cpu")
         return stock_device(base_layer)
 
-    base_linear._get_lora_device = get_lora_device
-    PunicaWrapperCPU.ekiben_groups = []
-    PunicaWrapperCPU.ekiben_sampler_groups = []
-    PunicaWrapperCPU.update_metadata = update_metadata
-    PunicaWrapperCPU.add_lora_linear = add_lora_linear
-    PunicaWrapperCPU.add_lora_logits = add_lora_logits
+    base_linear._get_lora_device = get_lora_device  # noqa: SLF001
+    wrapper.ekiben_groups = []
+    wrapper.ekiben_sampler_groups = []
+    wrapper.update_metadata = update_metadata
+    wrapper.add_lora_linear = add_lora_linear
+    wrapper.add_lora_logits = add_lora_logits
 
 
 class GroupedLora:

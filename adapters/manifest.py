@@ -82,7 +82,9 @@ def check_adapter(folder: Path, *, base_source: str, max_lora_rank: int) -> Mani
         msg = f"{folder / CONFIG}: rank r={rank} is over engine.max_lora_rank={max_lora_rank}; raise max_lora_rank in the bundle"
         raise AdapterError(msg)
     if config.get("peft_type") != "LORA" or config.get("use_dora"):
-        msg = f"{folder / CONFIG}: vLLM serves plain LoRA, not {config.get('peft_type')!r} with use_dora={config.get('use_dora')!r}"
+        msg = (
+            f"{folder / CONFIG}: vLLM serves plain LoRA, not {config.get('peft_type')!r} with use_dora={config.get('use_dora')!r}"
+        )
         raise AdapterError(msg)
     found = digest_file(folder / WEIGHTS)
     if found != manifest.sha256:

@@ -126,8 +126,9 @@ def train(args: argparse.Namespace) -> float:
                 print(f"epoch {epoch + 1} step {step}/{steps} loss {recent:.4f} about {left:.0f} s left", file=sys.stderr)
         mean = sum(losses) / len(losses)
     args.out.mkdir(parents=True, exist_ok=True)
-    model.peft_config["default"].base_model_name_or_path = args.base_source  # not a path of this machine
-    model.peft_config["default"].target_modules = sorted(TARGETS)
+    saved: Any = model.peft_config["default"]
+    saved.base_model_name_or_path = args.base_source  # not a path of this machine
+    saved.target_modules = sorted(TARGETS)
     model.to(torch.bfloat16).save_pretrained(args.out, safe_serialization=True)
     return mean
 
@@ -160,8 +161,12 @@ def main() -> None:
             system_prompt=args.system,
             sha256=digest_file(args.out / "adapter_model.safetensors"),
             training={
-                "rows": len(read_rows(args.data)), "epochs": args.epochs, "batch": args.batch,
-                "learning_rate": args.learning_rate, "seed": args.seed, "final_loss": round(loss, 4),
+                "rows": len(read_rows(args.data)),
+                "epochs": args.epochs,
+                "batch": args.batch,
+                "learning_rate": args.learning_rate,
+                "seed": args.seed,
+                "final_loss": round(loss, 4),
             },
         ),
     )

@@ -35,7 +35,7 @@ class Finding:
         }  # fmt: skip
 
 
-class Blocked(Exception):  # noqa: N818  an outcome, not a fault
+class Blocked(Exception):
     """The policy refuses this request; `finding` says why."""
 
     def __init__(self, finding: Finding) -> None:
@@ -119,12 +119,14 @@ class Guard:
             if not trusted and whole:
                 self._guarded_injection(whole)
             checked["content"] = [
-                {**part, "text": self.check_text(part["text"], trusted=True)} if _is_text(part) else part
-                for part in content
+                {**part, "text": self.check_text(part["text"], trusted=True)} if _is_text(part) else part for part in content
             ]
         if calls := message.get("tool_calls"):
             checked["tool_calls"] = [
-                {**call, "function": {**call["function"], "arguments": self.check_text(call["function"]["arguments"], trusted=True)}}
+                {
+                    **call,
+                    "function": {**call["function"], "arguments": self.check_text(call["function"]["arguments"], trusted=True)},
+                }
                 for call in calls
             ]
         return checked

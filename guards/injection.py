@@ -33,8 +33,12 @@ def _rule(identifier: str, score: float, *alternatives: str) -> Rule:
     return Rule(identifier, score, re.compile("|".join(alternatives), re.IGNORECASE | re.DOTALL))
 
 
-_EN_DROP = r"(?:ignore|disregard|forget|override|bypass|discard|neglect|do not (?:follow|obey)|don'?t (?:follow|obey)|stop following)"
-_EN_RULES = r"(?:instructions?|directives?|rules?|guidelines?|prompts?|orders?|commands?|restrictions?|programming|training|context)"
+_EN_DROP = (
+    r"(?:ignore|disregard|forget|override|bypass|discard|neglect|do not (?:follow|obey)|don'?t (?:follow|obey)|stop following)"
+)
+_EN_RULES = (
+    r"(?:instructions?|directives?|rules?|guidelines?|prompts?|orders?|commands?|restrictions?|programming|training|context)"
+)
 _EN_EARLIER = r"(?:previous|prior|above|earlier|preceding|former|initial|original|existing|all|any|your|system|the|these|those)"
 _ZH_DROP = r"(?:忽略|无视|忘记|忘掉|抛开|不要理会|不用理会|不要遵守|不必遵守|绕过|停止遵循|跳过)"
 _ZH_EARLIER = r"(?:之前|以前|先前|前面|上面|上述|以上|此前|所有|一切|全部|任何|你的|系统|原来|原有|既定|现有)"

@@ -28,6 +28,7 @@ TAIL = 384  # an e-mail address has at most 320 characters
 _ASCII_RUN = re.compile(r"[A-Za-z0-9._%+\-@:/#~?&=()\[\]]")
 _PLATE = "京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼挂学警港澳·"
 
+
 @functools.lru_cache(maxsize=8192)
 def _kind(char: str) -> str:
     """`run`, `space` or `end`: what a character does to a run."""

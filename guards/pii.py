@@ -1,6 +1,6 @@
-"""Personal data by pattern: Presidio, without any language model. The only file that knows Presidio.
+r"""Personal data by pattern: Presidio, without any language model. The only file that knows Presidio.
 
-Presidio's stock recognizers take `\\b` in its Unicode sense and so miss values glued to Chinese characters; compiled with
+Presidio's stock recognizers take `\b` in its Unicode sense and so miss values glued to Chinese characters; compiled with
 ASCII classes they do not. One analyzer holds the patterns of both languages: no language has to be guessed.
 """
 
@@ -68,12 +68,10 @@ def _analyzer() -> AnalyzerEngine:
     class Checked(PatternRecognizer):
         def __init__(self, entity: str, patterns: list[Pattern]) -> None:
             self._checks = {p.entity: p.check for p in patterns}
-            super().__init__(
-                entity, name=entity, patterns=[PresidioPattern(entity, p.regex, p.score) for p in patterns]
-            )
+            super().__init__(entity, name=entity, patterns=[PresidioPattern(entity, p.regex, p.score) for p in patterns])
 
-        def analyze(self, text: str, entities: list[str], nlp_artifacts: Any = None, **_: Any) -> list[Any]:
-            results = super().analyze(text, entities, nlp_artifacts)
+        def analyze(self, text: str, entities: list[str], nlp_artifacts: Any = None, regex_flags: Any = None) -> list[Any]:
+            results = super().analyze(text, entities, nlp_artifacts, regex_flags)
             check = self._checks[self.supported_entities[0]]
             if check is None:
                 return results

@@ -23,8 +23,8 @@ class _Strict(BaseModel):
 
 
 class _Pii(_Strict):
-    entities: tuple[str, ...] = Field(ENTITIES, description="entities to look for; all when left out")
-    threshold: float = Field(0.4, ge=0, le=1, description="score from which a span counts")
+    entities: tuple[str, ...] = Field(default=ENTITIES, description="entities to look for; all when left out")
+    threshold: float = Field(default=0.4, ge=0, le=1, description="score from which a span counts")
 
     @field_validator("entities")
     @classmethod
@@ -51,14 +51,14 @@ class Injection(_Strict):
     """Prompt injection in user and tool messages."""
 
     action: Literal["off", "flag", "block"] = "block"
-    threshold: float = Field(0.7, ge=0, le=1, description="score from which the action is taken")
+    threshold: float = Field(default=0.7, ge=0, le=1, description="score from which the action is taken")
 
 
 class PassageInjection(_Strict):
     """Prompt injection in retrieved passages: a passage is left out, the request goes on."""
 
     action: Literal["off", "flag", "drop"] = "drop"
-    threshold: float = Field(0.7, ge=0, le=1)
+    threshold: float = Field(default=0.7, ge=0, le=1)
 
 
 class InputStage(_Strict):

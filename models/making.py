@@ -40,7 +40,7 @@ class ModelRecipe:
 
 def model_version(recipe: ModelRecipe) -> str:
     """Return 16 hex digits over source, recipe, job, texts and the locked versions of the tools."""
-    inputs = {
+    inputs: dict[str, object] = {
         "source": recipe.source,
         "sha256": recipe.sha256,
         "recipe": recipe.recipe,
@@ -49,15 +49,11 @@ def model_version(recipe: ModelRecipe) -> str:
     }
     if recipe.source.startswith("path:"):
         folder = recipe.root / recipe.source.removeprefix("path:")
-        inputs["content"] = {
-            p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir()) if p.is_file()
-        }
+        inputs["content"] = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir()) if p.is_file()}
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def make_model(
-    recipe: ModelRecipe, target: Path, advance: Callable[[float, float], None], note: Callable[[str], None]
-) -> None:
+def make_model(recipe: ModelRecipe, target: Path, advance: Callable[[float, float], None], note: Callable[[str], None]) -> None:
     """Write the model to `target`; raises SourceError or ModelError, and leaves nothing half-made elsewhere."""
     with tempfile.TemporaryDirectory(prefix="ekiben-model-") as scratch:
         note(f"fetching {recipe.source}")
@@ -65,7 +61,8 @@ def make_model(
         python = _environment(recipe, note)
         command = [
             str(python), str(JOB), "--source", str(fetched), "--target", str(target),
-            "--scratch", str(Path(scratch) / "converted"), "--recipe", recipe.recipe, "--texts", str(TEXTS), "--max-nll-increase", str(recipe.max_nll_increase),
+            "--scratch", str(Path(scratch) / "converted"), "--recipe", recipe.recipe, "--texts", str(TEXTS),
+            "--max-nll-increase", str(recipe.max_nll_increase),
         ]  # fmt: skip
         _run(command, advance, note)
 
@@ -81,9 +78,8 @@ def _environment(recipe: ModelRecipe, note: Callable[[str], None]) -> Path:
     note("installing the quantization tools (once)")
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     create = [find_uv_bin(), "venv", "--quiet", "--clear", "--python", version, str(recipe.environment)]
-    install = [
-        find_uv_bin(), "pip", "install", "--quiet", "--python", str(python), "--require-hashes", "--requirement", str(recipe.requirements),
-    ]  # fmt: skip
+    install = [find_uv_bin(), "pip", "install", "--quiet", "--python", str(python), "--require-hashes"]
+    install += ["--requirement", str(recipe.requirements)]
     for command in (create, install):
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  no shell
         if done.returncode != 0:

@@ -107,8 +107,8 @@ def main() -> None:
         say(progress=[4, 5])
         if not math.isfinite(after) or after - before > args.max_nll_increase:
             say(
-                error=f"the quantized model is worse than allowed: mean negative log-likelihood {before:.4f} -> {after:.4f} nats a "
-                f"token, max_nll_increase is {args.max_nll_increase}; take another recipe or allow more"
+                error=f"the quantized model is worse than allowed: mean negative log-likelihood {before:.4f} -> {after:.4f} "
+                f"nats a token, max_nll_increase is {args.max_nll_increase}; take another recipe or allow more"
             )
             shutil.rmtree(args.target, ignore_errors=True)
             raise SystemExit(1)

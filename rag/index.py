@@ -101,7 +101,14 @@ class LanceStore(VectorStore):
         headed = [f"{m.get('heading', '')}\n{t}".strip() for t, m in zip(listed, metadatas, strict=True)]
         vectors = self._embeddings.embed_documents(headed)
         rows = [
-            {"id": i, "vector": v, "text": t, "source": m.get("source", ""), "page": m.get("page", 0), "heading": m.get("heading", "")}
+            {
+                "id": i,
+                "vector": v,
+                "text": t,
+                "source": m.get("source", ""),
+                "page": m.get("page", 0),
+                "heading": m.get("heading", ""),
+            }
             for i, v, t, m in zip(ids, vectors, listed, metadatas, strict=True)
         ]
         if self._table is None:
@@ -135,7 +142,9 @@ class LanceStore(VectorStore):
         return [(_document(row), 1.0 - float(row["_distance"])) for row in rows]
 
     @classmethod
-    def from_texts(cls, texts: list[str], embedding: Embeddings, metadatas: list[dict[str, Any]] | None = None, **kwargs: Any) -> Self:
+    def from_texts(
+        cls, texts: list[str], embedding: Embeddings, metadatas: list[dict[str, Any]] | None = None, **kwargs: Any
+    ) -> Self:
         """Make a store in `folder` from texts."""
         store = cls(Path(kwargs["folder"]), embedding)
         store.add_texts(texts, metadatas)

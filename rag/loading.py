@@ -34,7 +34,9 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.is_file() and path.resolve().is_relative_to(root) and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+        if path.is_file()
+        and path.resolve().is_relative_to(root)
+        and not any(p.startswith(".") for p in path.relative_to(folder).parts)
     )
 
 

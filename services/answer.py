@@ -53,22 +53,23 @@ class AnswerGuard:
     def _choice(self, choice: dict[str, Any]) -> dict[str, Any]:
         index = choice.get("index", 0)
         shown = dict(choice) if not self._guard.masks_output else _only(choice, _CHOICE)
-        for holder in ("message", None):
-            part = shown.get(holder) if holder else shown
-            if not isinstance(part, dict):
-                continue
-            part = dict(part) if not self._guard.masks_output or holder is None else _only(part, _MESSAGE)
-            for name in TEXT_FIELDS:
-                if isinstance(part.get(name), str):
-                    part[name] = self._masked(index, name, 0, part[name], last=True)
-                    if name == "content":
-                        part[name] += self._citations(index)
-            if part.get("tool_calls"):
-                part["tool_calls"] = [
-                    self._tool_call(index, number, call, last=True) for number, call in enumerate(part["tool_calls"])
-                ]
-            shown = {**shown, holder: part} if holder else part
+        if "message" in choice:
+            shown["message"] = self._said(index, choice["message"])
+        else:
+            shown |= self._said(index, choice)
         return shown
+
+    def _said(self, index: int, source: dict[str, Any]) -> dict[str, Any]:
+        said = dict(source) if not self._guard.masks_output else _only(source, _MESSAGE)
+        for name in TEXT_FIELDS:
+            if isinstance(source.get(name), str):
+                said[name] = self._masked(index, name, 0, source[name], last=True)
+        if isinstance(said.get("content"), str):
+            said["content"] += self._citations(index)
+        if source.get("tool_calls"):
+            calls: list[dict[str, Any]] = source["tool_calls"]
+            said["tool_calls"] = [self._tool_call(index, number, call, last=True) for number, call in enumerate(calls)]
+        return said
 
     def _delta_choice(self, choice: dict[str, Any]) -> dict[str, Any] | None:
         index = choice.get("index", 0)

@@ -12,7 +12,7 @@ import json
 import struct
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -174,7 +174,9 @@ async def _completion(parts: Parts, body: bytes, reply: _Reply) -> None:
 async def _embeddings(parts: Parts, body: bytes, reply: _Reply) -> None:
     request, model = parse(EmbeddingRequest, body), parts.embedding
     if request.model != model.name:
-        raise UnknownModel(f"The model {request.model[:100]!r} does not exist; for embeddings there is: {model.name}", param="model")
+        raise UnknownModel(
+            f"The model {request.model[:100]!r} does not exist; for embeddings there is: {model.name}", param="model"
+        )
     if request.dimensions not in {None, model.dimensions}:
         raise InvalidRequest(f"{model.name} has {model.dimensions} dimensions.", param="dimensions", code="invalid_value")
     texts = [request.input] if isinstance(request.input, str) else request.input
@@ -182,7 +184,9 @@ async def _embeddings(parts: Parts, body: bytes, reply: _Reply) -> None:
     data: list[dict[str, Any]] = []
     for index, (vector, _tokens) in enumerate(embedded):
         packed = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
-        data.append({"object": "embedding", "index": index, "embedding": packed if request.encoding_format == "base64" else vector})
+        data.append(
+            {"object": "embedding", "index": index, "embedding": packed if request.encoding_format == "base64" else vector}
+        )
     used = sum(tokens for _vector, tokens in embedded)
     usage = {"prompt_tokens": used, "total_tokens": used}
     await reply.whole(200, {"object": "list", "data": data, "model": model.name, "usage": usage})
@@ -208,7 +212,13 @@ _STARTED = int(time.time())
 
 def _model_cards(parts: Parts) -> list[dict[str, Any]]:
     cards = [
-        {"id": r.name, "object": "model", "created": _STARTED, "owned_by": "ekiben", "ekiben": {"description": r.description, **r.versions()}}
+        {
+            "id": r.name,
+            "object": "model",
+            "created": _STARTED,
+            "owned_by": "ekiben",
+            "ekiben": {"description": r.description, **r.versions()},
+        }
         for r in parts.pipeline.routes.all.values()
     ]
     return [*cards, {"id": parts.embedding.name, "object": "model", "created": _STARTED, "owned_by": "ekiben"}]
@@ -229,7 +239,7 @@ def create_app(compose: Callable[[], AbstractAsyncContextManager[Parts]]) -> Sta
     """Return the app; `compose` is entered when the server starts and left when it stops."""
 
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncGenerator[None]:
         async with compose() as parts:
             app.state.parts = parts
             yield

@@ -30,9 +30,9 @@ class _Strict(BaseModel):
 class Quantization(_Strict):
     """How the base model's weights are made smaller, and how much worse they may get."""
 
-    recipe: Literal["none", "w8a8"] = Field("w8a8", description="w8a8: 8-bit weights and activations (llmcompressor)")
+    recipe: Literal["none", "w8a8"] = Field(default="w8a8", description="w8a8: 8-bit weights and activations (llmcompressor)")
     max_nll_increase: float = Field(
-        0.1, gt=0, description="refuse when mean negative log-likelihood (nats a token) rises by more than this"
+        default=0.1, gt=0, description="refuse when mean negative log-likelihood (nats a token) rises by more than this"
     )
 
 
@@ -44,26 +44,26 @@ class Model(_Strict):
         pattern=SOURCE,
         description="pypi:NAME==VERSION (a GGUF inside a wheel), hf:OWNER/REPO@40-HEX-COMMIT, or path:FOLDER",
     )
-    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="digest of the GGUF file (pypi sources)")
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$", description="digest of the GGUF file (pypi sources)")
     quantization: Quantization = Quantization()
 
 
 class Engine(_Strict):
     """vLLM's arguments, under vLLM's own names; what is not set here is derived from the machine."""
 
-    max_model_len: int = Field(4096, gt=0, description="longest prompt plus answer, in tokens")
-    max_num_seqs: int = Field(64, gt=0, description="requests in one batch")
-    max_num_batched_tokens: int | None = Field(None, gt=0)
-    max_loras: int = Field(4, gt=0, description="adapters in one batch")
-    max_cpu_loras: int | None = Field(None, gt=0)
+    max_model_len: int = Field(default=4096, gt=0, description="longest prompt plus answer, in tokens")
+    max_num_seqs: int = Field(default=64, gt=0, description="requests in one batch")
+    max_num_batched_tokens: int | None = Field(default=None, gt=0)
+    max_loras: int = Field(default=4, gt=0, description="adapters in one batch")
+    max_cpu_loras: int | None = Field(default=None, gt=0)
     max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = 16
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    enforce_eager: bool | None = Field(None, description="skip torch.compile: starts sooner, runs slower")
+    enforce_eager: bool | None = Field(default=None, description="skip torch.compile: starts sooner, runs slower")
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool | None = None
-    gpu_memory_utilization: float | None = Field(None, gt=0, le=1, description="GPU engines only")
-    kv_cache_memory_bytes: int | None = Field(None, gt=0, description="CPU engines: derived from free memory when unset")
-    tensor_parallel_size: int = Field(1, gt=0)
+    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1, description="GPU engines only")
+    kv_cache_memory_bytes: int | None = Field(default=None, gt=0, description="CPU engines: derived from free memory when unset")
+    tensor_parallel_size: int = Field(default=1, gt=0)
     enable_auto_tool_choice: bool = False
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
@@ -99,7 +99,7 @@ class Embedder(_Strict):
     """The embedding model: for collections and for /v1/embeddings."""
 
     name: Literal["multilingual-e5-small"] = Field(
-        "multilingual-e5-small", description="4-bit multilingual-e5-small on the CPU, in the environment, no download"
+        default="multilingual-e5-small", description="4-bit multilingual-e5-small on the CPU, in the environment, no download"
     )
 
 
@@ -107,11 +107,11 @@ class Collection(_Strict):
     """Documents that routes may answer from."""
 
     path: Path = Field(description="folder of Markdown, text, HTML and PDF files")
-    chunk_characters: int = Field(900, ge=100, le=8000, description="longest chunk, in characters")
-    top_k: int = Field(4, ge=1, le=50, description="passages that reach the prompt")
-    dense_weight: float = Field(0.5, ge=0, le=1, description="share of the dense score; the rest is BM25's")
-    min_score: float = Field(0.0, ge=0, le=1, description="fused score below which a passage is left out")
-    max_context_characters: int = Field(4000, ge=200, description="passages are cut off at this many characters in sum")
+    chunk_characters: int = Field(default=900, ge=100, le=8000, description="longest chunk, in characters")
+    top_k: int = Field(default=4, ge=1, le=50, description="passages that reach the prompt")
+    dense_weight: float = Field(default=0.5, ge=0, le=1, description="share of the dense score; the rest is BM25's")
+    min_score: float = Field(default=0.0, ge=0, le=1, description="fused score below which a passage is left out")
+    max_context_characters: int = Field(default=4000, ge=200, description="passages are cut off at this many characters in sum")
 
 
 class Route(_Strict):
@@ -123,14 +123,14 @@ class Route(_Strict):
     adapter: Name | None = None
     collection: Name | None = None
     parameters: SamplingParameters = Field(
-        SamplingParameters(), description="sampling parameters for requests that leave them out, under OpenAI's names"
+        default=SamplingParameters(), description="sampling parameters for requests that leave them out, under OpenAI's names"
     )
 
 
 class Bundle(_Strict):
     """bundle.yaml."""
 
-    name: Name = Field("ekiben", description="name of the Bento")
+    name: Name = Field(default="ekiben", description="name of the Bento")
     model: Model
     engine: Engine = Engine()
     embedder: Embedder = Embedder()
@@ -181,14 +181,16 @@ def load_bundle(path: Path, *, packed: bool = False) -> LoadedBundle:
         raise BundleError([f"{path}: no such file; run the command in the bundle's folder or name the file with --bundle"])
     text = path.read_text(encoding="utf-8")
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        problems = _duplicates(node, ())
-        bundle = Bundle.model_validate(yaml.safe_load(text))
+        node: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
         reason = getattr(error, "problem", None) or str(error)
         raise BundleError([f"{path}:{line}: not valid YAML: {reason}"]) from error
+    problems = _duplicates(node, ())
+    try:
+        bundle = Bundle.model_validate(content)
     except ValidationError as error:
         problems = _duplicates(node, ()) + [_explain(item) for item in error.errors()]
         raise BundleError(_located(path, node, problems)) from error
@@ -226,9 +228,8 @@ def _check_names(bundle: Bundle) -> list[Problem]:
             if value is not None and value not in known:
                 names = ", ".join(sorted(known)) or "none"
                 problems.append(Problem(("routes", name, key), f"no {key} named {value!r}; there is: {names}"))
-    for name in bundle.adapters:
-        if name == bundle.model.name:
-            problems.append(Problem(("adapters", name), "an adapter cannot bear the model's name; rename it"))
+    if bundle.model.name in bundle.adapters:
+        problems.append(Problem(("adapters", bundle.model.name), "an adapter cannot bear the model's name; rename it"))
     if bundle.engine.max_cpu_loras is not None and bundle.engine.max_cpu_loras < bundle.engine.max_loras:
         problems.append(Problem(("engine", "max_cpu_loras"), "must not be below max_loras; raise it or leave it out"))
     return problems
@@ -264,9 +265,7 @@ def _check_folders(loaded: LoadedBundle) -> list[Problem]:
     bundle = loaded.bundle
     for name, entry in bundle.adapters.items():
         try:
-            check_adapter(
-                loaded.root / entry.path, base_source=bundle.model.source, max_lora_rank=bundle.engine.max_lora_rank
-            )
+            check_adapter(loaded.root / entry.path, base_source=bundle.model.source, max_lora_rank=bundle.engine.max_lora_rank)
         except AdapterError as error:
             problems.append(Problem(("adapters", name, "path"), str(error)))
     for name, collection in bundle.collections.items():

@@ -17,7 +17,7 @@ def main() -> None:
     """Ask the kernel for a SIGTERM at the parent's death, then exec."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    os.execvp(sys.argv[1], sys.argv[1:])
+    os.execvp(sys.argv[1], sys.argv[1:])  # noqa: S606  no shell is wanted
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, Self
 
 import typer
 from rich.console import Console
@@ -32,7 +32,9 @@ bento = typer.Typer(help="The Bento.", no_args_is_help=True)
 for name, group in (("model", model), ("adapter", adapter), ("rag", rag), ("guard", guard), ("prompt", prompt), ("bento", bento)):
     app.add_typer(group, name=name)
 
-BundleOption = Annotated[Path | None, typer.Option("--bundle", "-b", help="The bundle file [default: bundle.yaml of this project].")]
+BundleOption = Annotated[
+    Path | None, typer.Option("--bundle", "-b", help="The bundle file [default: bundle.yaml of this project].")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -55,7 +57,7 @@ def _load(path: Path | None) -> LoadedBundle:
 
 
 @contextmanager
-def _reported() -> Iterator[None]:
+def _reported() -> Generator[None]:
     """Turn the errors of the parts into a message and a failing exit; anything else is a defect and keeps its trace."""
     from adapters.manifest import AdapterError
     from models.making import ModelError
@@ -78,7 +80,7 @@ class _Bar:
         )
         self._task = None
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 
@@ -111,7 +113,9 @@ def check(bundle: BundleOption = None) -> None:
     """
     loaded = _load(bundle)
     content = loaded.bundle
-    out.print(f"{content.name}: {content.model.name} ({content.model.quantization.recipe}) from {content.model.source}", markup=False)
+    out.print(
+        f"{content.name}: {content.model.name} ({content.model.quantization.recipe}) from {content.model.source}", markup=False
+    )
     table = Table("route", "adapter", "prompt", "collection", "policy", box=None, pad_edge=False)
     for name, route in content.routes.items():
         table.add_row(name, route.adapter or "-", route.prompt, route.collection or "-", route.policy)
@@ -167,7 +171,9 @@ def adapter_check(folder: Annotated[Path, typer.Argument(help="The adapter's fol
 
 
 @rag.command("ingest")
-def rag_ingest(collection: Annotated[str, typer.Argument(help="Name of the collection in bundle.yaml.")], bundle: BundleOption = None) -> None:
+def rag_ingest(
+    collection: Annotated[str, typer.Argument(help="Name of the collection in bundle.yaml.")], bundle: BundleOption = None
+) -> None:
     """Read a collection's folder (Markdown, text, HTML, PDF) into an index in the model store, and note it in bundle.lock."""
     loaded = _load(bundle)
     _known_collection(loaded, collection)

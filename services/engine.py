@@ -29,7 +29,9 @@ def find_device(settings: Settings) -> str:
     return "cuda" if shutil.which("nvidia-smi") and Path("/dev/nvidia0").exists() else "cpu"
 
 
-def vllm_arguments(bundle: Bundle, *, model: Path, adapters: dict[str, Path], device: str, port: int, free_bytes: int) -> list[str]:
+def vllm_arguments(
+    bundle: Bundle, *, model: Path, adapters: dict[str, Path], device: str, port: int, free_bytes: int
+) -> list[str]:
     """Return vLLM's arguments for this bundle on this machine; `free_bytes` is the memory that nobody uses now."""
     engine = bundle.engine
     arguments = ["--model", str(model), "--served-model-name", bundle.model.name, "--host", "127.0.0.1", "--port", str(port)]

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 
@@ -26,7 +27,7 @@ class EngineClient:
         self._base_url = base_url
         self._session: aiohttp.ClientSession | None = None
 
-    async def __aenter__(self) -> EngineClient:
+    async def __aenter__(self) -> Self:
         # No total time-out: a stream lasts as long as it lasts, and the caller's leaving ends it.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
         self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
@@ -63,7 +64,7 @@ class EngineClient:
         """Whether the engine answers its health check within two seconds."""
         try:
             async with self._open().get(f"{self._base_url}/health", timeout=aiohttp.ClientTimeout(total=2)) as response:
-                return response.status == 200
+                return response.ok
         except (aiohttp.ClientError, TimeoutError):
             return False
 
@@ -82,10 +83,10 @@ class EngineClient:
         return self._session
 
     @asynccontextmanager
-    async def _post(self, path: str, payload: dict[str, Any]) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _post(self, path: str, payload: dict[str, Any]) -> AsyncGenerator[aiohttp.ClientResponse]:
         response = await self._connect(path, payload)
         try:
-            if response.status != 200:
+            if not response.ok:
                 try:
                     body = await response.json(content_type=None)
                 except (aiohttp.ClientError, ValueError):
@@ -110,6 +111,29 @@ class EngineClient:
         raise AssertionError
 
 
+class EngineWatch:
+    """Remembers whether the engine was ever up, and since when it has been away."""
+
+    def __init__(self, engine: EngineClient, grace_seconds: float) -> None:
+        self.engine = engine
+        self._grace = grace_seconds
+        self._was_up = False
+        self._away_since: float | None = None
+
+    async def ready(self) -> bool:
+        """Whether the engine answers now."""
+        healthy = await self.engine.healthy()
+        if healthy:
+            self._was_up, self._away_since = True, None
+        elif self._was_up and self._away_since is None:
+            self._away_since = time.monotonic()
+        return healthy
+
+    async def alive(self) -> bool:
+        """False once an engine that was up has been away for longer than the grace: then a restart is due."""
+        return await self.ready() or self._away_since is None or time.monotonic() - self._away_since < self._grace
+
+
 async def sse_data(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Yield the data of each SSE event, however the bytes were cut; an event without its blank line is dropped."""
     buffer = b""
@@ -126,7 +150,7 @@ def _refusal(body: Any, status: int) -> EngineRefused | EngineUnavailable:
     error = body.get("error", body) if isinstance(body, dict) else {}
     message = str(error.get("message") or "The engine refused the request.")
     code = error.get("code")
-    if isinstance(code, int) and status == 500:
+    if isinstance(code, int) and status not in _CLIENT_ERRORS:
         status = code
     if status not in _CLIENT_ERRORS:
         return EngineUnavailable("The engine failed on this request.")

@@ -7,11 +7,9 @@ Embedder batches adaptively: it is a model that takes one item and gives one ans
 
 from __future__ import annotations
 
-import os  # noqa: TID251  a worker ends itself when its engine has died
-import signal
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -24,17 +22,17 @@ from rag.embedding import DIMENSIONS, CallableEmbeddings, MultilingualE5
 from services.api import EmbeddingModel, Parts, create_app
 from services.bundle import LoadedBundle, load_bundle
 from services.engine import command, find_device, usable_cores, vllm_arguments, vllm_environment
-from services.engine_client import EngineClient
+from services.engine_client import EngineClient, EngineWatch
 from services.lock import read_lock
 from services.pipeline import Pipeline
 from services.routing import Routes
 from services.settings import load_settings
 from services.store import stored_path
-from services.telemetry import Telemetry
+from services.telemetry import Telemetry, merge_metrics
 
 settings = load_settings()
 lock = read_lock(settings.lock)
-_FOREVER = {"max_requests": 10**9, "max_age": 1e9}  # BentoML's rotation of sessions kills requests under way
+_FOREVER: Any = {"max_requests": 10**9, "max_age": 1e9}  # BentoML's rotation of sessions kills requests under way
 
 
 def _loaded() -> LoadedBundle:
@@ -65,12 +63,14 @@ class Engine:
 
 
 def _end_with_child() -> None:
-    """End this worker when its child has died: BentoML would not notice, and starts a worker that ends anew."""
+    """End this worker when its child has died: BentoML would not notice, but starts anew a worker that ends."""
     me = psutil.Process()
     while not (children := me.children()):
         time.sleep(0.1)
     psutil.wait_procs(children)
-    os.kill(me.pid, signal.SIGTERM)
+    me.terminate()
+    time.sleep(15)
+    me.kill()
 
 
 @bentoml.service(name="embedder", workers=1, traffic={"timeout": 60}, runner_connection=_FOREVER)
@@ -95,7 +95,7 @@ class Embedder:
 
 
 @asynccontextmanager
-async def compose() -> AsyncIterator[Parts]:
+async def compose() -> AsyncGenerator[Parts]:
     """Wire the parts; everything that differs from one bundle or machine to the next is decided here."""
     gateway = bentoml.get_current_service()
     loaded = _loaded()
@@ -124,28 +124,6 @@ async def compose() -> AsyncIterator[Parts]:
         gateway.watch = EngineWatch(engine, settings.engine_grace_seconds)
         pipeline = Pipeline(routes, engine, telemetry, collections)
         yield Parts(pipeline, EmbeddingModel(embedder, DIMENSIONS, embed), settings.max_body_bytes)
-
-
-class EngineWatch:
-    """Remembers whether the engine was ever up, and since when it has been away."""
-
-    def __init__(self, engine: EngineClient, grace_seconds: float) -> None:
-        self.engine = engine
-        self._grace = grace_seconds
-        self._last_seen: float | None = None
-
-    async def ready(self) -> bool:
-        """Whether the engine answers now."""
-        healthy = await self.engine.healthy()
-        if healthy:
-            self._last_seen = time.monotonic()
-        return healthy
-
-    async def alive(self) -> bool:
-        """False once an engine that was up has been away for longer than the grace: then a restart is due."""
-        if await self.ready() or self._last_seen is None:
-            return True
-        return time.monotonic() - self._last_seen < self._grace
 
 
 app = create_app(compose)
@@ -180,19 +158,6 @@ class Gateway:
         if self.watch is None:
             return content
         return merge_metrics(content, await self.watch.engine.metrics())
-
-
-def merge_metrics(ours: str, theirs: str) -> str:
-    """Join two expositions; of families that both have, ours are kept: a family may stand only once."""
-    have = {line.split()[2] for line in ours.splitlines() if line.startswith("# TYPE ")}
-    kept: list[str] = []
-    skipping = False
-    for line in theirs.splitlines():
-        if line.startswith(("# HELP ", "# TYPE ")):
-            skipping = line.split()[2] in have
-        if not skipping:
-            kept.append(line)
-    return "\n".join([ours.rstrip("\n"), *kept, ""])
 
 
 # What a service names here is exported with the Bento and looked for before it starts.

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -68,7 +68,7 @@ class Pipeline:
     routes: Routes
     engine: Engine
     telemetry: Telemetry
-    collections: dict[str, Collection] = field(default_factory=dict)
+    collections: Mapping[str, Collection] = field(default_factory=dict)
 
     async def answer(self, request: ChatRequest | CompletionRequest) -> dict[str, Any]:
         """Return the whole answer; raises EkibenError."""
@@ -111,9 +111,7 @@ class Pipeline:
             async for event in events:
                 yield event
 
-    async def _prepare(
-        self, request: ChatRequest | CompletionRequest, route: Route, guard: Guard, record: Record
-    ) -> Prepared:
+    async def _prepare(self, request: ChatRequest | CompletionRequest, route: Route, guard: Guard, record: Record) -> Prepared:
         if guard.masks_output and _wants_logprobs(request):
             message = f"Route {route.name!r} masks personal data in answers; logprobs would show it and are refused."
             raise InvalidRequest(message, param="logprobs", code="unsupported_parameter")
@@ -130,7 +128,7 @@ class Pipeline:
             raise GuardUnavailable("A guard failed, so the request was not passed on.") from error
 
     async def _prepare_chat(self, request: ChatRequest, route: Route, guard: Guard) -> Prepared:
-        payload = request.payload(route.parameters) | {"model": route.engine_model}
+        payload: dict[str, Any] = request.payload(route.parameters) | {"model": route.engine_model}
         # A long message takes Presidio milliseconds that the other streams would wait for.
         messages = await asyncio.to_thread(guard.check_messages, payload["messages"])
         question = next((plain_text(m) for m in reversed(messages) if m["role"] == "user"), "")

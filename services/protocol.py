@@ -69,7 +69,7 @@ class StreamOptions(BaseModel):
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
-    include_obfuscation: bool | None = Field(None, exclude=True)
+    include_obfuscation: bool | None = Field(default=None, exclude=True)
 
 
 class _Request(SamplingParameters):
@@ -78,14 +78,14 @@ class _Request(SamplingParameters):
     model: str = Field(min_length=1)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    n: int | None = Field(None, ge=1, le=16)
+    n: int | None = Field(default=None, ge=1, le=16)
     # Accepted and not used: they mean nothing to an engine of one's own.
-    user: str | None = Field(None, exclude=True)
-    metadata: dict[str, str] | None = Field(None, exclude=True)
-    store: Literal[False] | None = Field(None, exclude=True)
-    service_tier: str | None = Field(None, exclude=True)
-    safety_identifier: str | None = Field(None, exclude=True)
-    prompt_cache_key: str | None = Field(None, exclude=True)
+    user: str | None = Field(default=None, exclude=True)
+    metadata: dict[str, str] | None = Field(default=None, exclude=True)
+    store: Literal[False] | None = Field(default=None, exclude=True)
+    service_tier: str | None = Field(default=None, exclude=True)
+    safety_identifier: str | None = Field(default=None, exclude=True)
+    prompt_cache_key: str | None = Field(default=None, exclude=True)
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> Self:
@@ -103,9 +103,9 @@ class ChatRequest(_Request):
     """POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: dict[str, Any] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
@@ -124,7 +124,7 @@ class CompletionRequest(_Request):
     """POST /v1/completions."""
 
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=64)] | list[int] | list[list[int]]
-    logprobs: int | None = Field(None, ge=0, le=20)
+    logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: bool | None = None
     suffix: str | None = None
     response_format: dict[str, Any] | None = None
@@ -136,9 +136,12 @@ class EmbeddingRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     model: str = Field(min_length=1)
-    input: Annotated[str, Field(min_length=1)] | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=256)]
+    input: (
+        Annotated[str, Field(min_length=1)]
+        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=256)]
+    )
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, ge=1)
+    dimensions: int | None = Field(default=None, ge=1)
     input_type: Literal["query", "passage"] = "query"
     user: str | None = None
 
@@ -164,7 +167,10 @@ def parse(kind: type[R], body: bytes) -> R:
         elif first["type"] == "missing":
             message, code = f"Missing required parameter: {param}", "missing_required_parameter"
         else:
-            message, code = f"Invalid value for {param or 'the request'}: {first['msg'].removeprefix('Value error, ')}", "invalid_value"
+            message, code = (
+                f"Invalid value for {param or 'the request'}: {first['msg'].removeprefix('Value error, ')}",
+                "invalid_value",
+            )
         raise InvalidRequest(message, param=param or None, code=code) from None
 
 

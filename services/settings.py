@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import os  # noqa: TID251  the one place
 from pathlib import Path
 from typing import Literal
 
@@ -17,13 +17,13 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="EKIBEN_", frozen=True, extra="ignore")
 
-    bundle: Path = Field(ROOT / "bundle.yaml", description="the bundle file")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="what the engine runs on")
-    engine_port: int = Field(8421, ge=1, le=65535, description="loopback port of the engine")
-    engine_url: str | None = Field(None, description="an engine that runs elsewhere; none is started then")
-    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="longest request body, in bytes")
+    bundle: Path = Field(default=ROOT / "bundle.yaml", description="the bundle file")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="what the engine runs on")
+    engine_port: int = Field(default=8421, ge=1, le=65535, description="loopback port of the engine")
+    engine_url: str | None = Field(default=None, description="an engine that runs elsewhere; none is started then")
+    max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, description="longest request body, in bytes")
     engine_grace_seconds: float = Field(
-        30.0, ge=0, description="how long an engine that was up may be away before /livez fails"
+        default=30.0, ge=0, description="how long an engine that was up may be away before /livez fails"
     )
 
     @property

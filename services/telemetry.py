@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from guards.guard import Finding
     from services.routing import Route
@@ -76,12 +76,10 @@ class Telemetry:
         """Announce the routes."""
         for route in routes:
             v = route.versions()
-            self._info.labels(
-                route.name, v["model"], v["adapter"] or "", v["prompt"], v["index"] or "", v["policy"]
-            ).set(1)
+            self._info.labels(route.name, v["model"], v["adapter"] or "", v["prompt"], v["index"] or "", v["policy"]).set(1)
 
     @contextmanager
-    def request(self, route: Route) -> Iterator[Record]:
+    def request(self, route: Route) -> Generator[Record]:
         """Record one request, always: also when it fails or its caller leaves."""
         record = Record(route.name)
         self._active.labels(route.name).inc()
@@ -111,3 +109,16 @@ class Telemetry:
                 completion_tokens=record.completion_tokens,
                 findings=[finding.as_dict() for finding in record.findings],
             )
+
+
+def merge_metrics(ours: str, theirs: str) -> str:
+    """Join two expositions; of families that both have, ours are kept: a family may stand only once."""
+    have = {line.split()[2] for line in ours.splitlines() if line.startswith("# TYPE ")}
+    kept: list[str] = []
+    skipping = False
+    for line in theirs.splitlines():
+        if line.startswith(("# HELP ", "# TYPE ")):
+            skipping = line.split()[2] in have
+        if not skipping:
+            kept.append(line)
+    return "\n".join([ours.rstrip("\n"), *kept, ""])

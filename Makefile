@@ -1,0 +1,84 @@
+# Two commands suffice: `make serve` sets everything up and serves the demo on http://localhost:3000, `make test` sets
+# everything up and passes the tests. `make` prints the others.
+.DEFAULT_GOAL := help
+.PHONY: help serve pack test test-unit lint build load bench lock clean
+
+PYTHON_VERSION ?= 3.11
+HOST ?= 127.0.0.1
+PORT ?= 3000
+BIN := .venv/bin
+
+export BENTOML_DO_NOT_TRACK := True
+# torch's CPU wheel: from a local folder of wheels where there is one, otherwise from PyTorch's own CPU index.
+ifneq ($(PIP_FIND_LINKS),)
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+endif
+ifeq ($(UV_FIND_LINKS),)
+export UV_TORCH_BACKEND ?= cpu
+endif
+# uv as it is installed, or one of our own.
+UV := $(or $(shell command -v uv),.uv/bin/uv)
+
+help: ## print this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+serve: pack ## set everything up, and serve the demo on http://localhost:3000
+	$(BIN)/bentoml serve services.gateway:Gateway --host $(HOST) --port $(PORT)
+
+pack: .venv/.serve ## model, adapters and indexes into the model store; does nothing the second time
+	$(BIN)/ekiben pack
+
+test: .venv/.dev pack ## all tests: unit, integration, and end to end with real vLLM
+	$(BIN)/pytest tests/unit tests/integration tests/e2e/test_served.py
+
+test-unit: .venv/.dev ## unit tests only: seconds, no network, no engine
+	$(BIN)/pytest tests/unit
+
+lint: .venv/.dev ## style, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+build: pack ## build the Bento, with a version that is a function of its content
+	$(BIN)/ekiben bento build
+
+load: .venv-load/.load ## load the served box (make serve in another shell), and print percentiles
+	.venv-load/bin/python -m loadtests.run --host http://localhost:$(PORT)
+
+bench: .venv/.dev ## measure the gateway beside the bare engine, in one run
+	$(BIN)/python benchmarks/gateway.py
+
+lock: $(UV) ## compile the locks anew, with hashes and without any index's address
+	$(LOCK) $(CPU) pyproject.toml --extra cpu --output-file requirements/cpu.txt
+	$(LOCK) $(CPU) pyproject.toml --extra cpu --group dev --constraint requirements/cpu.txt --output-file requirements/dev.txt
+	$(LOCK) $(CPU) --group quantize --output-file requirements/quantize.txt
+	env -u UV_FIND_LINKS -u UV_TORCH_BACKEND $(LOCK) pyproject.toml --extra gpu --output-file requirements/gpu.txt
+	$(LOCK) --group load --output-file requirements/load.txt
+CPU = --override requirements/cpu-overrides.txt
+LOCK = $(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header --python-version $(PYTHON_VERSION)
+
+clean: ## remove the environments (the model store stays)
+	rm -rf .venv .venv-quantize .venv-load .uv bundle.lock
+
+.uv/bin/uv:
+	python3 -m venv .uv
+	.uv/bin/pip install --quiet uv
+
+.venv/bin/python: | $(UV)
+	$(UV) venv --quiet --python $(PYTHON_VERSION) .venv
+
+.venv/.serve: requirements/cpu.txt pyproject.toml | .venv/bin/python
+	@echo "installing the serving environment (about 3 GB on disk)"
+	$(UV) pip install --quiet --python .venv --require-hashes --requirement requirements/cpu.txt
+	$(UV) pip install --quiet --python .venv --no-deps --editable .
+	@touch $@
+
+.venv/.dev: requirements/dev.txt .venv/.serve
+	$(UV) pip install --quiet --python .venv --require-hashes --requirement requirements/dev.txt
+	@touch $@
+
+.venv-load/.load: requirements/load.txt | $(UV)
+	$(UV) venv --quiet --clear --python $(PYTHON_VERSION) .venv-load
+	$(UV) pip install --quiet --python .venv-load --require-hashes --requirement requirements/load.txt
+	@touch $@
