@@ -81,11 +81,10 @@ def check_adapter(folder: Path, *, base_source: str, max_lora_rank: int) -> Mani
     if rank > max_lora_rank:
         msg = f"{folder / CONFIG}: rank r={rank} is over engine.max_lora_rank={max_lora_rank}; raise max_lora_rank in the bundle"
         raise AdapterError(msg)
-    if config.get("peft_type") != "LORA" or config.get("use_dora"):
-        msg = (
-            f"{folder / CONFIG}: vLLM serves plain LoRA, not {config.get('peft_type')!r} with use_dora={config.get('use_dora')!r}"
-        )
-        raise AdapterError(msg)
+    for key, wanted in (("peft_type", "LORA"), ("use_dora", False), ("modules_to_save", None)):
+        given = config.get(key) or wanted
+        if given != wanted:
+            raise AdapterError(f"{folder / CONFIG}: {key} is {given!r}; vLLM serves plain LoRA only: train with {key}={wanted!r}")
     found = digest_file(folder / WEIGHTS)
     if found != manifest.sha256:
         msg = f"{folder / WEIGHTS}: sha256 is {found}, its manifest says {manifest.sha256}; the file was altered or cut short"

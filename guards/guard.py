@@ -58,7 +58,7 @@ class Guard:
     def looks_at_input(self) -> bool:
         """Whether anything is done to what the caller sends."""
         stage = self.policy.content.input
-        return stage.pii.action != "off" or stage.injection.action != "off"
+        return stage.pii.action != "allow" or stage.injection.action != "allow"
 
     @property
     def masks_output(self) -> bool:
@@ -84,7 +84,7 @@ class Guard:
     def keep_passage(self, text: str) -> bool:
         """Whether a retrieved passage may reach the prompt; raises GuardFailure."""
         stage = self.policy.content.passages.injection
-        if stage.action == "off":
+        if stage.action == "allow":
             return True
         try:
             hit = scan(text)
@@ -99,7 +99,7 @@ class Guard:
     def output_masker(self) -> OutputMasker | None:
         """Return a masker for one text of the answer, or None where the policy masks nothing."""
         stage = self.policy.content.output.pii
-        if stage.action == "off":
+        if stage.action == "allow":
             return None
         return OutputMasker(pii_masker(stage.entities, stage.threshold))
 
@@ -142,7 +142,7 @@ class Guard:
 
     def _check_injection(self, text: str) -> None:
         stage = self.policy.content.input.injection
-        if stage.action == "off":
+        if stage.action == "allow":
             return
         hit = scan(text)
         if hit.score >= stage.threshold:
@@ -150,7 +150,7 @@ class Guard:
 
     def _check_pii(self, text: str) -> str:
         stage = self.policy.content.input.pii
-        if stage.action == "off":
+        if stage.action == "allow":
             return text
         if stage.action == "mask":
             masked, found = mask(text, stage.entities, stage.threshold)

@@ -38,26 +38,26 @@ class _Pii(_Strict):
 class InputPii(_Pii):
     """Personal data in what the caller sends."""
 
-    action: Literal["off", "flag", "mask", "block"] = "mask"
+    action: Literal["allow", "flag", "mask", "block"] = "mask"
 
 
 class OutputPii(_Pii):
     """Personal data in what the model answers; masked in streams too, through a hold-back window."""
 
-    action: Literal["off", "mask"] = "mask"
+    action: Literal["allow", "mask"] = "mask"
 
 
 class Injection(_Strict):
     """Prompt injection in user and tool messages."""
 
-    action: Literal["off", "flag", "block"] = "block"
+    action: Literal["allow", "flag", "block"] = "block"
     threshold: float = Field(default=0.7, ge=0, le=1, description="score from which the action is taken")
 
 
 class PassageInjection(_Strict):
     """Prompt injection in retrieved passages: a passage is left out, the request goes on."""
 
-    action: Literal["off", "flag", "drop"] = "drop"
+    action: Literal["allow", "flag", "drop"] = "drop"
     threshold: float = Field(default=0.7, ge=0, le=1)
 
 

@@ -28,7 +28,7 @@ from services.pipeline import Pipeline
 from services.routing import Routes
 from services.settings import load_settings
 from services.store import stored_path
-from services.telemetry import Telemetry, merge_metrics
+from services.telemetry import Telemetry, configure_logs, merge_metrics
 
 settings = load_settings()
 lock = read_lock(settings.lock)
@@ -97,6 +97,7 @@ class Embedder:
 @asynccontextmanager
 async def compose() -> AsyncGenerator[Parts]:
     """Wire the parts; everything that differs from one bundle or machine to the next is decided here."""
+    configure_logs()
     gateway = bentoml.get_current_service()
     loaded = _loaded()
 

@@ -25,7 +25,7 @@ from services.protocol import ChatRequest, CompletionRequest, plain_text
 if TYPE_CHECKING:
     from rag.chain import Context, Passage
     from services.routing import Route, Routes
-    from services.telemetry import Record, Telemetry
+    from services.telemetry import Telemetry
 
 
 class Engine(Protocol):
@@ -75,7 +75,7 @@ class Pipeline:
         route = self.routes.find(request.model)
         with self.telemetry.request(route) as record:
             guard = Guard(route.policy, record.findings)
-            prepared = await self._prepare(request, route, guard, record)
+            prepared = await self._prepare(request, route, guard)
             body = await self.engine.complete(prepared.path, prepared.payload)
             record.usage(body.get("usage"))
             with _failing_closed():
@@ -91,7 +91,7 @@ class Pipeline:
         route = self.routes.find(request.model)
         with self.telemetry.request(route) as record:
             guard = Guard(route.policy, record.findings)
-            prepared = await self._prepare(request, route, guard, record)
+            prepared = await self._prepare(request, route, guard)
             answer = AnswerGuard(route, guard, prepared.context)
             async with aclosing(self._engine_events(prepared)) as events:
                 async for event in events:
@@ -111,7 +111,7 @@ class Pipeline:
             async for event in events:
                 yield event
 
-    async def _prepare(self, request: ChatRequest | CompletionRequest, route: Route, guard: Guard, record: Record) -> Prepared:
+    async def _prepare(self, request: ChatRequest | CompletionRequest, route: Route, guard: Guard) -> Prepared:
         if guard.masks_output and _wants_logprobs(request):
             message = f"Route {route.name!r} masks personal data in answers; logprobs would show it and are refused."
             raise InvalidRequest(message, param="logprobs", code="unsupported_parameter")
@@ -120,7 +120,6 @@ class Pipeline:
                 return await self._prepare_chat(request, route, guard)
             return await self._prepare_completion(request, route, guard)
         except Blocked as blocked:
-            record.status = "refused"
             finding = blocked.finding
             message = f"The request was refused by guard {finding.detector!r} ({finding.detail}) of policy {route.policy.label}."
             raise ContentRefused(message) from blocked

@@ -6,9 +6,12 @@ import asyncio
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import structlog
+
+from services.errors import EkibenError
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -18,6 +21,17 @@ if TYPE_CHECKING:
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 log = structlog.get_logger("ekiben")
+
+
+def configure_logs() -> None:
+    """One JSON object a line, on standard output."""
+    structlog.configure(
+        processors=[
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.add_log_level,
+            structlog.processors.JSONRenderer(),
+        ]
+    )
 
 
 @dataclass
@@ -87,6 +101,9 @@ class Telemetry:
             yield record
         except (asyncio.CancelledError, GeneratorExit):
             record.status = "cancelled"
+            raise
+        except EkibenError as error:
+            record.status = "error" if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR else "refused"
             raise
         finally:
             seconds = time.monotonic() - record.started

@@ -1,0 +1,52 @@
+"""Personal data by pattern, glued to Chinese or not."""
+
+import pytest
+
+from guards.china import id_card, luhn
+from guards.pii import ENTITIES, find_pii
+
+
+@pytest.mark.parametrize(
+    ("text", "entity", "value"),
+    [
+        ("我的卡号是4111111111111111请查收", "CREDIT_CARD", "4111111111111111"),
+        ("邮箱zhang@example.com谢谢", "EMAIL_ADDRESS", "zhang@example.com"),
+        ("身份证11010519491231002X。", "CN_ID_CARD", "11010519491231002X"),
+        ("身份证110105194912310021(最后一位打错)", "CN_ID_CARD", "110105194912310021"),
+        ("手机+86 138-1234-5678", "CN_MOBILE", "+86 138-1234-5678"),
+        ("座机010-62345678", "CN_LANDLINE", "010-62345678"),
+        ("车牌京A12345", "CN_PLATE", "京A12345"),
+        ("服务器192.168.17.34在线", "IP_ADDRESS", "192.168.17.34"),
+        ("IBAN DE89 3704 0044 0532 0130 00 please", "IBAN_CODE", "DE89 3704 0044 0532 0130 00"),
+        ("SSN 536-90-4399", "US_SSN", "536-90-4399"),
+        ("call (212) 555-0123 today", "PHONE_NUMBER", "(212) 555-0123"),
+    ],
+)
+def test_finds(text, entity, value):
+    [span] = find_pii(text, ENTITIES, 0.4)
+
+    assert (span.entity, text[span.start : span.end]) == (entity, value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["version 3.11.7 of 2024-01-15", "订单20240115001已发货", "1607635102.00 seconds", "chapter 12, page 345", "no digits here"],
+)
+def test_leaves_alone(text):
+    assert find_pii(text, ENTITIES, 0.4) == []
+
+
+def test_a_check_digit_raises_the_score_and_does_not_gate():
+    assert id_card("11010519491231002X") == 1.0
+    assert id_card("110105194912310021") == 0.6
+    assert id_card("990105194912310021") == 0.45
+    assert id_card("110105194913310021") is None
+
+
+def test_luhn():
+    assert luhn("4111111111111111")
+    assert not luhn("4111111111111112")
+
+
+def test_only_the_entities_asked_for():
+    assert find_pii("jane@example.com 13812345678", ("CN_MOBILE",), 0.4)[0].entity == "CN_MOBILE"
