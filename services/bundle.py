@@ -109,7 +109,7 @@ class Collection(_Strict):
     path: Path = Field(description="folder of Markdown, text, HTML and PDF files")
     chunk_characters: int = Field(default=900, ge=100, le=8000, description="longest chunk, in characters")
     top_k: int = Field(default=4, ge=1, le=50, description="passages that reach the prompt")
-    dense_weight: float = Field(default=0.5, ge=0, le=1, description="share of the dense score; the rest is BM25's")
+    dense_weight: float = Field(default=0.6, ge=0, le=1, description="share of the dense score; the rest is BM25's")
     min_score: float = Field(default=0.0, ge=0, le=1, description="fused score below which a passage is left out")
     max_context_characters: int = Field(default=4000, ge=200, description="passages are cut off at this many characters in sum")
 

@@ -7,6 +7,7 @@ Embedder batches adaptively: it is a model that takes one item and gives one ans
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import AsyncGenerator
@@ -17,6 +18,7 @@ import bentoml
 import psutil
 from bentoml.models import BentoModel
 
+from guards.pii import ENTITIES, find_pii
 from rag.chain import Collection
 from rag.embedding import DIMENSIONS, CallableEmbeddings, MultilingualE5
 from services.api import EmbeddingModel, Parts, create_app
@@ -121,10 +123,13 @@ async def compose() -> AsyncGenerator[Parts]:
     }  # fmt: skip
     routes, telemetry = Routes(loaded, lock), Telemetry()
     telemetry.routes(list(routes.all.values()))
+    # The first request would wait for Presidio's imports otherwise; /livez must not.
+    warming = asyncio.create_task(asyncio.to_thread(find_pii, "0", ENTITIES, 1.0))
     async with EngineClient(settings.engine) as engine:
         gateway.watch = EngineWatch(engine, settings.engine_grace_seconds)
         pipeline = Pipeline(routes, engine, telemetry, collections)
         yield Parts(pipeline, EmbeddingModel(embedder, DIMENSIONS, embed), settings.max_body_bytes)
+    await warming
 
 
 app = create_app(compose)

@@ -1,6 +1,6 @@
 """Fixtures for all tests: a clean environment for each."""
 
-import os
+import os  # noqa: TID251  to clean it
 
 import pytest
 

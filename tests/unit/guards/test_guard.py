@@ -83,8 +83,7 @@ def test_a_failing_detector_fails_closed(monkeypatch):
         make().check_messages([{"role": "user", "content": [{"type": "text", "text": "x"}]}])
     masker = make().output_masker()
     with pytest.raises(GuardFailure):
-        masker.feed("number 5551234 ")
-        masker.finish()
+        masker.feed("number 5551234 |")
 
 
 def test_policies_are_strict_and_versioned_by_content(tmp_path):

@@ -1,9 +1,15 @@
 """Personal data by pattern, glued to Chinese or not."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from guards.china import id_card, luhn
 from guards.pii import ENTITIES, find_pii
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize(
@@ -50,3 +56,13 @@ def test_luhn():
 
 def test_only_the_entities_asked_for():
     assert find_pii("jane@example.com 13812345678", ("CN_MOBILE",), 0.4)[0].entity == "CN_MOBILE"
+
+
+def test_the_detector_does_without_torch():
+    """The gateway's process stays light; `thinc` would import torch where it finds it."""
+    code = (
+        "import sys; from guards.pii import ENTITIES, find_pii; find_pii('a@b.com', ENTITIES, 0.4); print('torch' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+
+    assert out.stdout.strip() == "False"

@@ -11,6 +11,7 @@ import pytest
 from services.bundle import BundleError, json_schema, load_bundle
 
 ROOT = Path(__file__).resolve().parents[3]
+HEAVY = ("torch", "vllm", "bentoml", "presidio_analyzer", "lancedb", "langchain_core", "numpy")
 
 
 def problems(folder, old, new):
@@ -99,7 +100,7 @@ def test_the_committed_schema_is_that_of_the_code():
 
 
 def test_check_imports_nothing_heavy():
-    code = "import sys, services.cli; print([m for m in ('torch','vllm','bentoml','presidio_analyzer','lancedb','langchain_core','numpy') if m in sys.modules])"
+    code = f"import sys, services.cli; print([m for m in {HEAVY} if m in sys.modules])"
     started = time.monotonic()
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
 
@@ -107,7 +108,7 @@ def test_check_imports_nothing_heavy():
 
 
 def test_the_pipeline_needs_no_environment_and_no_heavy_package():
-    code = "import sys, services.pipeline; print([m for m in ('torch','vllm','bentoml','presidio_analyzer','lancedb','langchain_core') if m in sys.modules])"
+    code = f"import sys, services.pipeline; print([m for m in {HEAVY} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env={})
 
     assert out.stdout.strip() == "[]"

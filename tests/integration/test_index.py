@@ -1,0 +1,123 @@
+"""A real index: LanceDB, BM25 and the embedding model, over the demo's documents."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rag.chain import Collection
+from rag.embedding import MultilingualE5
+from rag.index import LanceStore, UnusableIndex, build_index, index_digest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = ROOT / "rag" / "documents"
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    target = tmp_path_factory.mktemp("index")
+    report = build_index(DOCUMENTS, target, chunk_characters=400, embedder="multilingual-e5-small", embeddings=MultilingualE5())
+    assert sorted(report.read) == ["luggage.txt", "on-board.html", "stations.pdf", "tickets.md", "退票与改签.md"]
+    assert report.refused == {}
+    return target
+
+
+def opened(index, **changes):
+    settings = {"top_k": 3, "dense_weight": 0.6, "min_score": 0.0, "max_context_characters": 4000, **changes}
+    return Collection(index, embedder="multilingual-e5-small", embeddings=MultilingualE5(), **settings)
+
+
+@pytest.mark.parametrize(
+    ("question", "source", "heading"),
+    [
+        ("Can I get my money back for a ticket?", "tickets.md", "Tickets > Refunds"),
+        ("What does it cost to take my bike?", "luggage.txt", ""),
+        ("Is there wifi?", "on-board.html", "On board > Internet"),
+        ("wheelchair", "stations.pdf", ""),
+        ("退票手续费是多少?", "退票与改签.md", "车票 > 退票"),
+        ("火车晚点怎么赔偿", "退票与改签.md", "车票 > 晚点赔偿"),
+    ],
+)
+async def test_finds_in_both_languages(index, question, source, heading):
+    """Among the two passages that reach the demo's prompt."""
+    found = await opened(index, top_k=2).search(question)
+
+    assert (source, heading) in [(p.source, p.heading) for p in found]
+
+
+async def test_a_page_of_a_pdf_is_named(index):
+    [best, *_] = await opened(index).search("help with boarding, wheelchair")
+
+    assert (best.source, best.page) == ("stations.pdf", 2)
+
+
+async def test_questions_that_are_no_words(index):
+    for question in ("", "???", "x" * 20_000, "'; DROP TABLE chunks; --"):
+        assert len(await opened(index).search(question)) <= 3
+
+
+async def test_the_budget_cuts_what_is_over_it(index):
+    collection = opened(index, max_context_characters=200)
+    context = collection.fit(await collection.search("delay refund ticket"))
+
+    assert 0 < len(context.text) < 400
+
+
+async def test_a_score_below_the_threshold_is_left_out(index):
+    assert await opened(index, min_score=1.0, dense_weight=0.0).search("quantum chromodynamics") == []
+
+
+def test_another_embedding_model_is_refused(index):
+    with pytest.raises(UnusableIndex, match="was made with"):
+        Collection(
+            index,
+            embedder="other",
+            embeddings=MultilingualE5(),
+            top_k=1,
+            dense_weight=0.5,
+            min_score=0,
+            max_context_characters=200,
+        )
+
+
+def test_a_folder_without_a_readable_document_is_refused(tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"x")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UnusableIndex, match=r"a\.bin: ValueError: unknown kind"):
+        build_index(tmp_path, tmp_path / "out", chunk_characters=500, embedder="e", embeddings=MultilingualE5())
+
+
+def test_the_digest_follows_documents_and_settings(tmp_path):
+    (tmp_path / "a.md").write_text("one")
+    first = index_digest(tmp_path, 900, "e")
+
+    assert index_digest(tmp_path, 900, "e") == first
+    assert index_digest(tmp_path, 800, "e") != first
+    (tmp_path / "a.md").write_text("two")
+    assert index_digest(tmp_path, 900, "e") != first
+
+
+def test_the_store_replaces_and_deletes_by_id(tmp_path):
+    store = LanceStore(tmp_path, MultilingualE5())
+    store.add_texts(["cats", "dogs"], ids=["a", "b"])
+    store.add_texts(["wolves"], ids=["b"])
+
+    assert [d.page_content for d in store.get_by_ids(["b"])] == ["wolves"]
+    store.delete(["a"])
+    assert [d.id for d in store.similarity_search("cats", k=5)] == ["b"]
+    with pytest.raises(ValueError, match="not an id"):
+        store.delete(["x' OR '1'='1"])
+
+
+def test_two_processes_read_one_index(index):
+    code = (
+        "import asyncio, sys; sys.path.insert(0, '.'); from pathlib import Path\n"
+        "from rag.chain import Collection; from rag.embedding import MultilingualE5\n"
+        f"c = Collection(Path({str(index)!r}), embedder='multilingual-e5-small', embeddings=MultilingualE5(), top_k=1,"
+        " dense_weight=0.5, min_score=0, max_context_characters=900)\n"
+        "print(asyncio.run(c.search('wifi'))[0].source)"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
+
+    assert [p.communicate(timeout=60)[0].strip() for p in both] == ["on-board.html", "on-board.html"]
