@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from services.pipeline import Pipeline
 
+CLIENT_CLOSED_REQUEST = 499
 _JSON = [(b"content-type", b"application/json")]
 _EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 
@@ -67,6 +68,11 @@ class _Reply:
         await self._start(status, [*_JSON, (b"content-length", str(len(content)).encode())], headers)
         await self._send({"type": "http.response.body", "body": content})
 
+    async def nobody(self) -> None:
+        """Answer a caller who has gone: BentoML waits for the head of an answer as long as its time-out lasts."""
+        with suppress(OSError):
+            await self.whole(CLIENT_CLOSED_REQUEST, {})
+
     async def events(self, headers: dict[str, str]) -> None:
         await self._start(200, _EVENTS, headers)
 
@@ -98,6 +104,7 @@ class _Endpoint:
             await reply.whole(error.status, error.body(), error.headers())
             return
         if body is None:
+            await reply.nobody()
             return
         work = asyncio.ensure_future(self._answer(parts, body, reply))
         gone = asyncio.ensure_future(_gone(receive))
@@ -109,6 +116,8 @@ class _Endpoint:
                 work.cancel()
             with suppress(asyncio.CancelledError):
                 await work
+            if not reply.started:
+                await reply.nobody()
 
     async def _answer(self, parts: Parts, body: bytes, reply: _Reply) -> None:
         try:

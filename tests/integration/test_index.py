@@ -32,7 +32,7 @@ def opened(index, **changes):
     ("question", "source", "heading"),
     [
         ("Can I get my money back for a ticket?", "tickets.md", "Tickets > Refunds"),
-        ("What does it cost to take my bike?", "luggage.txt", ""),
+        ("What does it cost to take a bicycle?", "luggage.txt", ""),
         ("Is there wifi?", "on-board.html", "On board > Internet"),
         ("wheelchair", "stations.pdf", ""),
         ("退票手续费是多少?", "退票与改签.md", "车票 > 退票"),

@@ -186,8 +186,10 @@ async def test_a_caller_who_leaves_cancels_the_engines_work(app, engine, registr
         await left.wait()
         return {"type": "http.disconnect"}
 
-    async def send(_message):
-        pass
+    sent = []
+
+    async def send(message):
+        sent.append(message)
 
     scope = {
         "type": "http",
@@ -204,3 +206,4 @@ async def test_a_caller_who_leaves_cancels_the_engines_work(app, engine, registr
     await asyncio.wait_for(cancelled.wait(), 1)
     await asyncio.wait_for(task, 1)
     assert registry.get_sample_value("llm_requests_total", {"model": "chat", "status": "cancelled"}) == 1
+    assert sent[0]["status"] == (200 if stream else 499)  # a server in between may wait for the head
