@@ -6,6 +6,8 @@
 PYTHON_VERSION ?= 3.11
 HOST ?= 127.0.0.1
 PORT ?= 3000
+USERS ?= 8
+DURATION ?= 45s
 BIN := .venv/bin
 
 export BENTOML_DO_NOT_TRACK := True
@@ -44,7 +46,8 @@ build: pack ## build the Bento, with a version that is a function of its content
 	$(BIN)/ekiben bento build
 
 load: .venv-load/.load ## load the served box (make serve in another shell), and print percentiles
-	.venv-load/bin/python -m loadtests.run --host http://localhost:$(PORT)
+	PYTHONPATH=. .venv-load/bin/locust -f loadtests/locustfile.py --headless --host http://localhost:$(PORT) \
+		--users $(USERS) --spawn-rate 4 --run-time $(DURATION) --only-summary
 
 bench: .venv/.dev ## measure the gateway beside the bare engine, in one run
 	$(BIN)/python benchmarks/gateway.py

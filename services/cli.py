@@ -289,11 +289,19 @@ def bento_version() -> None:
 
 @bento.command("build")
 def bento_build() -> None:
-    """Build the Bento with its deterministic version: `bentoml build --version "$(ekiben bento version)"`."""
+    """Build the Bento with its deterministic version: `bentoml build --version "$(ekiben bento version)"`.
+
+    The same files give the same version, so a Bento that is there already is left alone.
+    """
     from services.bento import version_here
+    from services.store import has_bento
 
     with _reported():
         version = version_here()
+        tag = f"{_load(None).bundle.name}:{version}"
+    if has_bento(tag):
+        out.print(f"{tag} is in the store", markup=False)
+        return
     command = [sys.executable, "-m", "bentoml", "build", "--version", version]
     raise typer.Exit(subprocess.run(command, check=False).returncode)  # noqa: S603  no shell
 

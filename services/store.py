@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import bentoml
-from bentoml.exceptions import BentoMLException, NotFound
+from bentoml.exceptions import NotFound
 
 
 def stored_path(tag: str) -> Path:
@@ -18,7 +18,7 @@ def is_stored(tag: str) -> bool:
     """Whether the store has that tag."""
     try:
         bentoml.models.get(tag)
-    except (NotFound, BentoMLException):
+    except NotFound:
         return False
     return True
 
@@ -27,3 +27,12 @@ def store(tag: str, fill: Callable[[Path], None], *, labels: dict[str, str], met
     """Let `fill` write a folder and register it; when it raises, nothing is registered."""
     with bentoml.models.create(tag, labels=labels, metadata=dict(metadata)) as model:
         fill(Path(model.path))
+
+
+def has_bento(tag: str) -> bool:
+    """Whether the store has that Bento."""
+    try:
+        bentoml.bentos.get(tag)
+    except NotFound:
+        return False
+    return True

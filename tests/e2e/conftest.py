@@ -59,7 +59,7 @@ class Box:
             self.process.wait()
 
 
-def ekiben(*arguments, **environment):
+def run_ekiben(*arguments, **environment):
     """Run the `ekiben` command in the project; its output, or a failing test."""
     command = [sys.executable, "-m", "services.cli", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, **environment})
@@ -76,7 +76,7 @@ def store():
 @pytest.fixture(scope="session")
 def home(store, tmp_path_factory):
     """A BentoML folder of the tests' own, over the same models: a second server would delete the first one's metrics."""
-    ekiben("pack")
+    run_ekiben("pack")
     folder = tmp_path_factory.mktemp("bentoml")
     (folder / "models").symlink_to(store / "models")
     return folder
@@ -93,3 +93,15 @@ def box(home, tmp_path_factory):
 def http(box):
     with httpx.Client(base_url=box.url, timeout=120) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def ekiben():
+    """The `ekiben` command."""
+    return run_ekiben
+
+
+@pytest.fixture(scope="session")
+def serve():
+    """Serve a box of the test's own; the test stops it."""
+    return Box
