@@ -1,7 +1,7 @@
 """Load for a served box: streamed chats, adapter answers, answers from documents.
 
 `make load` runs it headless and prints percentiles of the time to the first token, of the whole answer, and of tokens a
-second; the last line is JSON. Or by hand, with Locust's own page:
+second over the whole answer; the last line is JSON. Or by hand, with Locust's own page:
 `.venv-load/bin/locust -f loadtests/locustfile.py --host http://localhost:3000`.
 """
 
@@ -31,6 +31,7 @@ QUESTIONS = ("What does an ekiben cost?", "How long is lost property kept?", "Wh
 first_token_ms: dict[str, list[float]] = defaultdict(list)
 answer_ms: dict[str, list[float]] = defaultdict(list)
 tokens_per_second: dict[str, list[float]] = defaultdict(list)
+counts: dict[str, int] = {}
 
 
 class BoxUser(HttpUser):
@@ -45,28 +46,26 @@ class BoxUser(HttpUser):
             "model": route, "messages": [{"role": "user", "content": text}], "max_tokens": max_tokens,
             "stream": True, "stream_options": {"include_usage": True},
         }  # fmt: skip
-        started, first, tokens, error = time.perf_counter(), None, 0, None
+        started, first, tokens = time.perf_counter(), None, 0
         with self.client.post("/v1/chat/completions", json=body, stream=True, name=route, catch_response=True) as response:
+            if response.status_code != 200:
+                response.failure(f"HTTP {response.status_code}: {response.text[:200]}")
+                return
             try:
-                if response.status_code != 200:
-                    raise StreamError(f"HTTP {response.status_code}: {response.text[:200]}")
                 for event in sse_events(response.iter_content(chunk_size=None)):
                     if first is None and any(_says(choice) for choice in event["choices"]):
                         first = time.perf_counter()
                     if usage := event.get("usage"):
                         tokens = usage["completion_tokens"]
             except (StreamError, OSError) as broken:
-                error = broken
                 response.failure(str(broken))
-            else:
-                response.success()
-        ended = time.perf_counter()
-        if error is None:
-            answer_ms[route].append((ended - started) * 1000)
-            if first is not None:
-                first_token_ms[route].append((first - started) * 1000)
-                if tokens > 1 and ended > first:
-                    tokens_per_second[route].append((tokens - 1) / (ended - first))
+                return
+            response.success()
+        seconds = time.perf_counter() - started
+        answer_ms[route].append(seconds * 1000)
+        tokens_per_second[route].append(tokens / seconds)
+        if first is not None:
+            first_token_ms[route].append((first - started) * 1000)
 
 
 def _says(choice: dict[str, Any]) -> bool:
@@ -107,10 +106,17 @@ class DocumentsUser(BoxUser):
 
 
 @events.quitting.add_listener
-def report(environment: Any, **_: Any) -> None:
-    """Print the percentiles, and one JSON object on the last line; exit with 1 when anything failed."""
+def settle(environment: Any, **_: Any) -> None:
+    """Exit with 1 when anything failed or nothing was answered."""
+    counts.update(failures=environment.stats.total.num_failures, requests=environment.stats.total.num_requests)
+    environment.process_exit_code = 1 if counts["failures"] or not answer_ms else 0
+
+
+@events.quit.add_listener
+def report(**_: Any) -> None:
+    """Print the percentiles, and one JSON object on the last line."""
     rows: dict[str, dict[str, dict[str, float]]] = {}
-    print(f"\n{'route':<16}{'measure':<22}{'n':>6}{'p50':>10}{'p90':>10}{'p95':>10}{'p99':>10}")
+    print(f"\n{'route':<16}{'measure':<20}{'n':>6}{'p50':>10}{'p90':>10}{'p95':>10}{'p99':>10}")
     for measure, table in (
         ("first token, ms", first_token_ms),
         ("whole answer, ms", answer_ms),
@@ -120,12 +126,10 @@ def report(environment: Any, **_: Any) -> None:
             quantiles = _percentiles(values)
             rows.setdefault(route, {})[measure] = quantiles
             print(
-                f"{route:<16}{measure:<22}{len(values):>6}"
+                f"{route:<16}{measure:<20}{len(values):>6}"
                 + "".join(f"{quantiles[p]:>10.1f}" for p in ("p50", "p90", "p95", "p99"))
             )
-    failures = environment.stats.total.num_failures
-    print(json.dumps({"failures": failures, "requests": environment.stats.total.num_requests, "routes": rows}))
-    environment.process_exit_code = 1 if failures or not rows else 0
+    print(json.dumps({**counts, "routes": rows}), flush=True)
 
 
 def _percentiles(values: list[float]) -> dict[str, float]:

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 if TYPE_CHECKING:
     from services.bundle import Bundle, Engine
     from services.settings import Settings
@@ -81,6 +83,18 @@ def command(arguments: list[str], environment: dict[str, str]) -> list[str]:
     variables = [f"{name}={value}" for name, value in environment.items()]
     server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments]
     return ["env", "-u", "PROMETHEUS_MULTIPROC_DIR", *variables, sys.executable, "-m", "services.child", *server]
+
+
+def free_memory_bytes(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the memory that a new process may take: what the machine has free, within the container's limit."""
+    free = psutil.virtual_memory().available
+    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        try:
+            most, now = (int((cgroups / name).read_text()) for name in (limit, used))
+        except (OSError, ValueError):  # another version of cgroups, or no limit ("max")
+            continue
+        free = min(free, max(most - now, 0))
+    return free
 
 
 def usable_cores() -> int:

@@ -23,7 +23,7 @@ from rag.chain import Collection
 from rag.embedding import DIMENSIONS, CallableEmbeddings, MultilingualE5
 from services.api import EmbeddingModel, Parts, create_app
 from services.bundle import LoadedBundle, load_bundle
-from services.engine import command, find_device, usable_cores, vllm_arguments, vllm_environment
+from services.engine import command, find_device, free_memory_bytes, usable_cores, vllm_arguments, vllm_environment
 from services.engine_client import EngineClient, EngineWatch
 from services.lock import read_lock
 from services.pipeline import Pipeline
@@ -58,7 +58,7 @@ class Engine:
         adapters = {name: stored_path(tag) for name, tag in lock.adapters.items()}
         arguments = vllm_arguments(
             _loaded().bundle, model=stored_path(lock.model), adapters=adapters, device=device,
-            port=settings.engine_port, free_bytes=psutil.virtual_memory().available,
+            port=settings.engine_port, free_bytes=free_memory_bytes(),
         )  # fmt: skip
         threading.Thread(target=_end_with_child, name="engine-watch", daemon=True).start()
         return command(arguments, vllm_environment(device, usable_cores()))

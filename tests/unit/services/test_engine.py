@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from services.bundle import Bundle
-from services.engine import GIB, command, kv_cache_bytes, vllm_arguments, vllm_environment
+from services.engine import GIB, command, free_memory_bytes, kv_cache_bytes, vllm_arguments, vllm_environment
 
 ADAPTERS = {"b": Path("/store/b"), "a": Path("/store/a")}
 
@@ -84,3 +84,18 @@ def test_the_child_does_not_inherit_bentomls_metrics_folder():
 
     assert listed[:4] == ["env", "-u", "PROMETHEUS_MULTIPROC_DIR", "OMP_NUM_THREADS=2"]
     assert "services.child" in listed
+
+
+def test_a_containers_limit_bounds_what_is_free(tmp_path):
+    assert free_memory_bytes(tmp_path) > GIB // 8
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("5\n")
+    unlimited = free_memory_bytes(tmp_path)
+    (tmp_path / "memory.max").write_text("1005\n")
+
+    assert free_memory_bytes(tmp_path) == 1000 < unlimited
+    (tmp_path / "memory.max").unlink()
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("70")
+    (tmp_path / "memory" / "memory.usage_in_bytes").write_text("80")
+    assert free_memory_bytes(tmp_path) == 0
