@@ -53,12 +53,11 @@ bench: .venv/.dev ## measure the gateway beside the bare engine, in one run
 	$(BIN)/python benchmarks/gateway.py
 
 lock: $(UV) ## compile the locks anew, with hashes and without any index's address
-	$(LOCK) $(CPU) pyproject.toml --extra cpu --output-file requirements/cpu.txt
-	$(LOCK) $(CPU) pyproject.toml --extra cpu --group dev --constraint requirements/cpu.txt --output-file requirements/dev.txt
-	$(LOCK) $(CPU) --group quantize --output-file requirements/quantize.txt
-	env -u UV_FIND_LINKS -u UV_TORCH_BACKEND $(LOCK) pyproject.toml --extra gpu --output-file requirements/gpu.txt
+	$(LOCK) pyproject.toml --extra cpu --output-file requirements/cpu.txt
+	$(LOCK) pyproject.toml --extra cpu --group dev --constraint requirements/cpu.txt --output-file requirements/dev.txt
+	$(LOCK) --group quantize --output-file requirements/quantize.txt
+	env -u UV_FIND_LINKS -u UV_TORCH_BACKEND $(LOCK) --no-config pyproject.toml --extra gpu --output-file requirements/gpu.txt
 	$(LOCK) --group load --output-file requirements/load.txt
-CPU = --override requirements/cpu-overrides.txt
 LOCK = $(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header --python-version $(PYTHON_VERSION)
 
 clean: ## remove the environments (the model store stays)
@@ -73,15 +72,15 @@ clean: ## remove the environments (the model store stays)
 
 .venv/.serve: requirements/cpu.txt pyproject.toml | .venv/bin/python
 	@echo "installing the serving environment (about 3 GB on disk)"
-	$(UV) pip install --quiet --python .venv --require-hashes --requirement requirements/cpu.txt
+	$(UV) pip install --quiet --python .venv --no-deps --require-hashes --requirement requirements/cpu.txt
 	$(UV) pip install --quiet --python .venv --no-deps --editable .
 	@touch $@
 
 .venv/.dev: requirements/dev.txt .venv/.serve
-	$(UV) pip install --quiet --python .venv --require-hashes --requirement requirements/dev.txt
+	$(UV) pip install --quiet --python .venv --no-deps --require-hashes --requirement requirements/dev.txt
 	@touch $@
 
 .venv-load/.load: requirements/load.txt | $(UV)
 	$(UV) venv --quiet --clear --python $(PYTHON_VERSION) .venv-load
-	$(UV) pip install --quiet --python .venv-load --require-hashes --requirement requirements/load.txt
+	$(UV) pip install --quiet --python .venv-load --no-deps --require-hashes --requirement requirements/load.txt
 	@touch $@

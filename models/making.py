@@ -78,7 +78,7 @@ def _environment(recipe: ModelRecipe, note: Callable[[str], None]) -> Path:
     note("installing the quantization tools (once)")
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     create = [find_uv_bin(), "venv", "--quiet", "--clear", "--python", version, str(recipe.environment)]
-    install = [find_uv_bin(), "pip", "install", "--quiet", "--python", str(python), "--require-hashes"]
+    install = [find_uv_bin(), "pip", "install", "--quiet", "--python", str(python), "--no-deps", "--require-hashes"]
     install += ["--requirement", str(recipe.requirements)]
     for command in (create, install):
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  no shell

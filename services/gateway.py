@@ -135,8 +135,13 @@ async def compose() -> AsyncGenerator[Parts]:
 app = create_app(compose)
 
 
+# No build tools: everything in the lock is a wheel. uv.toml leaves out what a text model on a CPU never imports.
+image = bentoml.images.Image(base_image="python:3.11-slim", distro="none", lock_python_packages=False).build_include("uv.toml")
+
+
 @bentoml.service(
     name=lock.name,
+    image=image,
     workers=1,
     traffic={"timeout": 3600},
     labels={"openai_endpoint": "/v1"},
