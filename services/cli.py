@@ -136,8 +136,11 @@ def pack(bundle: BundleOption = None) -> None:
     What is in the store already is left alone, so a second run takes a moment.
     """
     loaded = _load(bundle)
+    from services.engine import find_device, missing_libraries
     from services.packing import pack as pack_bundle
 
+    if message := missing_libraries(find_device(load_settings())):
+        err.print(f"warning: {message}", markup=False)
     with _reported(), _Bar() as bar:
         lock = pack_bundle(loaded, bar)
     _write_lock(lock, bundle)

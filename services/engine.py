@@ -6,6 +6,7 @@ on half of a two-core machine. On a GPU vLLM's own layout is kept.
 
 from __future__ import annotations
 
+import ctypes.util
 import os  # noqa: TID251  only to count processors
 import shutil
 import sys
@@ -95,6 +96,13 @@ def free_memory_bytes(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
             continue
         free = min(free, max(most - now, 0))
     return free
+
+
+def missing_libraries(device: str) -> str | None:
+    """Return what to install before vLLM can start, or None."""
+    if device == "cpu" and sys.platform == "linux" and ctypes.util.find_library("numa") is None:
+        return "vLLM on a CPU needs libnuma, which is not on this machine: apt-get install libnuma1 (or numactl-libs)"
+    return None
 
 
 def usable_cores() -> int:

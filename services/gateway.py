@@ -23,7 +23,15 @@ from rag.chain import Collection
 from rag.embedding import DIMENSIONS, CallableEmbeddings, MultilingualE5
 from services.api import EmbeddingModel, Parts, create_app
 from services.bundle import LoadedBundle, load_bundle
-from services.engine import command, find_device, free_memory_bytes, usable_cores, vllm_arguments, vllm_environment
+from services.engine import (
+    command,
+    find_device,
+    free_memory_bytes,
+    missing_libraries,
+    usable_cores,
+    vllm_arguments,
+    vllm_environment,
+)
 from services.engine_client import EngineClient, EngineWatch
 from services.lock import read_lock
 from services.pipeline import Pipeline
@@ -55,6 +63,8 @@ class Engine:
     def __command__(self) -> list[str]:
         """Return vLLM's command line, and watch the child from now on."""
         device = find_device(settings)
+        if message := missing_libraries(device):
+            raise RuntimeError(message)
         adapters = {name: stored_path(tag) for name, tag in lock.adapters.items()}
         arguments = vllm_arguments(
             _loaded().bundle, model=stored_path(lock.model), adapters=adapters, device=device,
@@ -136,7 +146,11 @@ app = create_app(compose)
 
 
 # No build tools: everything in the lock is a wheel. uv.toml leaves out what a text model on a CPU never imports.
-image = bentoml.images.Image(base_image="python:3.11-slim", distro="none", lock_python_packages=False).build_include("uv.toml")
+image = (
+    bentoml.images.Image(base_image="python:3.11-slim", distro="none", lock_python_packages=False)
+    .run("apt-get update && apt-get install -y --no-install-recommends libnuma1 libgomp1 && rm -rf /var/lib/apt/lists/*")
+    .build_include("uv.toml")
+)
 
 
 @bentoml.service(
