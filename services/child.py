@@ -1,10 +1,12 @@
 """Become another program that dies with its parent: `python -m services.child PROGRAM ARGUMENT...`.
 
-Without this, a BentoML worker that is killed leaves its engine behind, holding the port and the memory.
+Without this, a BentoML worker that is killed leaves its engine behind, holding the port and the memory. The program leads a
+process group of its own, so that what it started can be ended with it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os  # noqa: TID251  exec is all this does
 import signal
@@ -14,10 +16,17 @@ PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Ask the kernel for a SIGTERM at the parent's death, then exec."""
+    """Lead a process group, ask the kernel for a SIGTERM at the parent's death, then exec."""
+    os.setsid()
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     os.execvp(sys.argv[1], sys.argv[1:])  # noqa: S606  no shell is wanted
+
+
+def end_group(leader: int) -> None:
+    """Kill what is left of the process group of a program that was started by `main`."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 if __name__ == "__main__":

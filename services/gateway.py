@@ -23,6 +23,7 @@ from rag.chain import Collection
 from rag.embedding import DIMENSIONS, CallableEmbeddings, MultilingualE5
 from services.api import EmbeddingModel, Parts, create_app
 from services.bundle import LoadedBundle, load_bundle
+from services.child import end_group
 from services.engine import (
     command,
     find_device,
@@ -80,6 +81,8 @@ def _end_with_child() -> None:
     while not (children := me.children()):
         time.sleep(0.1)
     psutil.wait_procs(children)
+    for child in children:
+        end_group(child.pid)  # vLLM's engine core outlives its server, with all its memory
     me.terminate()
     time.sleep(15)
     me.kill()

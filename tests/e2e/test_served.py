@@ -301,8 +301,11 @@ def test_when_the_engine_dies_the_service_comes_back(box, client):
     """Last, because it takes a start of the engine."""
     children = psutil.Process(box.process.pid).children(recursive=True)
     [engine] = [p for p in children if "vllm.entrypoints" in " ".join(p.cmdline())]
+    started_by_it = engine.children(recursive=True)
     engine.kill()
     engine.wait(10)
+    _, alive = psutil.wait_procs(started_by_it, timeout=10)
+    assert alive == []  # they hold the memory
 
     with pytest.raises((openai.InternalServerError, openai.APIConnectionError)) as caught:
         client.chat.completions.create(model="assistant", messages=say("hi"))
