@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,18 @@ class GuardFailure(RuntimeError):
     """A detector failed: the request must not go on."""
 
 
+@contextmanager
+def _failing_closed(where: str) -> Generator[None]:
+    """Turn every failure of a detector into a GuardFailure; a verdict passes."""
+    try:
+        yield
+    except Blocked:
+        raise
+    except Exception as error:
+        msg = f"a detector failed on {where}"
+        raise GuardFailure(msg) from error
+
+
 @dataclass
 class Guard:
     """The guard of one request; `findings` grows as it looks. Every failure of a detector is a GuardFailure."""
@@ -71,26 +84,18 @@ class Guard:
 
     def check_text(self, text: str, *, trusted: bool = False) -> str:
         """Return one text of the caller's as the rest of the path may see it; raises Blocked or GuardFailure."""
-        try:
+        with _failing_closed("the input"):
             if not trusted:
                 self._check_injection(text)
             return self._check_pii(text)
-        except Blocked:
-            raise
-        except Exception as error:
-            msg = "a detector failed on the input"
-            raise GuardFailure(msg) from error
 
     def keep_passage(self, text: str) -> bool:
         """Whether a retrieved passage may reach the prompt; raises GuardFailure."""
         stage = self.policy.content.passages.injection
         if stage.action == "allow":
             return True
-        try:
+        with _failing_closed("a passage"):
             hit = scan(text)
-        except Exception as error:
-            msg = "a detector failed on a passage"
-            raise GuardFailure(msg) from error
         if hit.score < stage.threshold:
             return True
         self._note(Finding("passages", "injection", stage.action, hit.rule))
@@ -117,7 +122,8 @@ class Guard:
         elif isinstance(content, list):
             whole = "\n".join(_part_texts(content))
             if not trusted and whole:
-                self._guarded_injection(whole)
+                with _failing_closed("the input"):
+                    self._check_injection(whole)
             checked["content"] = [
                 {**part, "text": self.check_text(part["text"], trusted=True)} if _is_text(part) else part for part in content
             ]
@@ -130,15 +136,6 @@ class Guard:
                 for call in calls
             ]
         return checked
-
-    def _guarded_injection(self, text: str) -> None:
-        try:
-            self._check_injection(text)
-        except Blocked:
-            raise
-        except Exception as error:
-            msg = "a detector failed on the input"
-            raise GuardFailure(msg) from error
 
     def _check_injection(self, text: str) -> None:
         stage = self.policy.content.input.injection
@@ -177,19 +174,13 @@ class OutputMasker:
 
     def feed(self, piece: str) -> str:
         """Return what may be shown so far."""
-        try:
+        with _failing_closed("the output"):
             return self.masker.feed(piece)
-        except Exception as error:
-            msg = "a detector failed on the output"
-            raise GuardFailure(msg) from error
 
     def finish(self) -> str:
         """Return the rest."""
-        try:
+        with _failing_closed("the output"):
             return self.masker.finish()
-        except Exception as error:
-            msg = "a detector failed on the output"
-            raise GuardFailure(msg) from error
 
 
 def _is_text(part: Any) -> bool:

@@ -102,7 +102,7 @@ _INNER_SPACE = re.compile(r"\s+")
 
 def scan(text: str) -> Hit:
     """Return the strongest rule that matches the text."""
-    seen = _INNER_SPACE.sub(" ", normalize(text).text.replace("\n", "\n")).strip()
+    seen = _INNER_SPACE.sub(" ", normalize(text).text).strip()
     best = Hit("", 0.0)
     for rule in RULES:
         if rule.score > best.score and rule.pattern.search(seen):

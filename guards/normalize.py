@@ -15,7 +15,6 @@ class Normalized:
 
     text: str
     origin: tuple[int, ...]
-    length: int
 
     def span(self, start: int, end: int) -> tuple[int, int]:
         """Map a span of the normalised text to the original: end-exclusive, whole characters."""
@@ -33,14 +32,14 @@ def is_invisible(char: str) -> bool:
 def normalize(text: str) -> Normalized:
     """Fold width, digits of any script, dashes and spaces; drop characters that cannot be seen."""
     if text.isascii():
-        return Normalized(text, tuple(range(len(text))), len(text))
+        return Normalized(text, tuple(range(len(text))))
     folded: list[str] = []
     origin: list[int] = []
     for index, char in enumerate(text):
         piece = _fold(char)
         folded.append(piece)
         origin.extend([index] * len(piece))
-    return Normalized("".join(folded), tuple(origin), len(text))
+    return Normalized("".join(folded), tuple(origin))
 
 
 def _fold(char: str) -> str:

@@ -12,7 +12,6 @@ from services.errors import InvalidRequest
 from services.parameters import SamplingParameters
 
 DONE = b"data: [DONE]\n\n"
-KEEP_ALIVE = b": keep-alive\n\n"
 
 
 class TextPart(BaseModel):

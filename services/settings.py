@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os  # noqa: TID251  the one place
 from pathlib import Path
 from typing import Literal
 
@@ -40,8 +39,3 @@ class Settings(BaseSettings):
 def load_settings() -> Settings:
     """Read the settings now; nothing is read at import."""
     return Settings()  # pyright: ignore[reportCallIssue]  every field has a default
-
-
-def child_environment() -> dict[str, str]:
-    """Return a copy of this process's environment, for a child."""
-    return dict(os.environ)
