@@ -28,7 +28,9 @@ class Manifest(BaseModel):
     dataset: str = Field(description="what it was trained on, with origin and licence")
     system_prompt: str = Field(description="system prompt of the training rows")
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="digest of the weights file")]
+    labels: list[str] = Field(default_factory=list, description="every answer it was trained to give, where they are few")
     training: dict[str, Any] = Field(default_factory=dict, description="how it was trained")
+    evaluation: dict[str, Any] = Field(default_factory=dict, description="how it was measured, beside the base model")
 
 
 class AdapterError(ValueError):

@@ -1,0 +1,58 @@
+"""The `ekiben` command. Heavy packages are imported by the commands that need them: `ekiben check` answers at once."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.table import Table
+
+from services.bundle import json_schema
+from services.cli import adapter, bento, guard, model, prompt, rag
+from services.cli.console import Bar, BundleOption, err, load, out, reported, write_lock
+from services.settings import load_settings
+
+app = typer.Typer(help="Pack an LLM application into one versioned Bento.", no_args_is_help=True, pretty_exceptions_enable=False)
+for name, group in (("model", model), ("adapter", adapter), ("rag", rag), ("guard", guard), ("prompt", prompt), ("bento", bento)):
+    app.add_typer(group.app, name=name)
+
+
+@app.command()
+def check(bundle: BundleOption = None) -> None:
+    """Check bundle.yaml and every file it names, and start nothing.
+
+    Prints each problem with its file, line and remedy, and exits with 1 when there is one.
+    """
+    loaded = load(bundle)
+    content = loaded.bundle
+    out.print(
+        f"{content.name}: {content.model.name} ({content.model.quantization.recipe}) from {content.model.source}", markup=False
+    )
+    table = Table("route", "adapter", "prompt", "collection", "policy", box=None, pad_edge=False)
+    for name, route in content.routes.items():
+        table.add_row(name, route.adapter or "-", route.prompt, route.collection or "-", route.policy)
+    out.print(table)
+    out.print("[green]ok[/green]")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of bundle.yaml, for editors."""
+    sys.stdout.write(json_schema())
+
+
+@app.command()
+def pack(bundle: BundleOption = None) -> None:
+    """Bring the model, the adapters and the indexes into the BentoML model store, and write bundle.lock.
+
+    What is in the store already is left alone, so a second run takes a moment.
+    """
+    loaded = load(bundle)
+    from services.engine import find_device, missing_libraries
+    from services.packing import pack as pack_bundle
+
+    if message := missing_libraries(find_device(load_settings())):
+        err.print(f"warning: {message}", markup=False)
+    with reported(), Bar() as bar:
+        lock = pack_bundle(loaded, bar)
+    write_lock(lock, bundle)

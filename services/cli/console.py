@@ -1,0 +1,99 @@
+"""What the commands share: two consoles, the bundle they work on, progress, and errors told in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn, Self
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from services.bundle import BundleError, LoadedBundle, load_bundle
+from services.settings import load_settings
+
+if TYPE_CHECKING:
+    from services.lock import Lock
+
+BundleOption = Annotated[
+    Path | None, typer.Option("--bundle", "-b", help="The bundle file [default: bundle.yaml of this project].")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def fail(message: str) -> NoReturn:
+    """Print an error and end with 1."""
+    err.print("error", style="red", end=": ")
+    err.print(message, markup=False)
+    raise typer.Exit(1)
+
+
+def load(path: Path | None) -> LoadedBundle:
+    """Return the checked bundle, or print every problem and end with 1."""
+    try:
+        return load_bundle(path or load_settings().bundle)
+    except BundleError as error:
+        for line in error.lines:
+            err.print(line, markup=False, style="red")
+        err.print(f"{len(error.lines)} problem{'s' if len(error.lines) > 1 else ''}; nothing was started.")
+        raise typer.Exit(1) from error
+
+
+@contextmanager
+def reported() -> Generator[None]:
+    """Turn the errors of the parts into a message and a failing exit; anything else is a defect and keeps its trace."""
+    from adapters.manifest import AdapterError
+    from models.making import ModelError
+    from models.source import SourceError
+    from rag.index import UnusableIndex
+    from services.lock import LockError
+
+    try:
+        yield
+    except (AdapterError, ModelError, SourceError, UnusableIndex, LockError) as error:
+        fail(str(error))
+
+
+class Bar:
+    """Progress on a terminal; plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=err, transient=True
+        )
+        self._task = None
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def step(self, text: str) -> None:
+        """Begin a step."""
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(text, total=None)
+        if not err.is_terminal:
+            err.print(text, markup=False)
+
+    def advance(self, done: float, total: float) -> None:
+        """Move the bar."""
+        if self._task is not None:
+            self._bar.update(self._task, completed=done, total=total)
+
+    def note(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._bar.console.print(text, markup=False)
+
+
+def write_lock(lock: Lock, bundle: Path | None) -> None:
+    """Write bundle.lock beside the bundle and say so."""
+    path = (bundle or load_settings().bundle).with_suffix(".lock")
+    lock.write(path)
+    out.print(f"wrote {path.name}", markup=False)

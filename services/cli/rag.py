@@ -1,0 +1,77 @@
+"""`ekiben rag`: documents: ingest a collection, search it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from services.cli.console import Bar, BundleOption, JsonOption, fail, load, out, reported, write_lock
+from services.settings import load_settings
+
+if TYPE_CHECKING:
+    from services.bundle import Collection, LoadedBundle
+
+app = typer.Typer(help="Documents: ingest a collection, search it.", no_args_is_help=True)
+
+
+@app.command("ingest")
+def rag_ingest(
+    collection: Annotated[str, typer.Argument(help="Name of the collection in bundle.yaml.")], bundle: BundleOption = None
+) -> None:
+    """Read a collection's folder (Markdown, text, HTML, PDF) into an index in the model store, and note it in bundle.lock."""
+    loaded = load(bundle)
+    _known_collection(loaded, collection)
+    from services.lock import read_lock
+    from services.packing import pack_index
+
+    path = (bundle or load_settings().bundle).with_suffix(".lock")
+    with reported(), Bar() as bar:
+        tag = pack_index(loaded, collection, bar)
+        if path.is_file():
+            lock = read_lock(path)
+            lock = lock.model_copy(update={"indexes": {**lock.indexes, collection: tag}})
+            write_lock(lock, bundle)
+    out.print(tag, markup=False)
+
+
+@app.command("search")
+def rag_search(
+    collection: Annotated[str, typer.Argument(help="Name of the collection in bundle.yaml.")],
+    question: Annotated[str, typer.Argument(help="What to look for.")],
+    bundle: BundleOption = None,
+    as_json: JsonOption = False,  # noqa: FBT002  typer's way
+) -> None:
+    """Search a collection as a route would, and print the passages with their scores."""
+    import asyncio
+
+    loaded = load(bundle)
+    entry = _known_collection(loaded, collection)
+    from rag.chain import Collection
+    from rag.embedding import MultilingualE5
+    from services.lock import read_lock
+    from services.store import stored_path
+
+    with reported():
+        lock = read_lock((bundle or load_settings().bundle).with_suffix(".lock"))
+        opened = Collection(
+            stored_path(lock.indexes[collection]), embedder=loaded.bundle.embedder.name, embeddings=MultilingualE5(),
+            top_k=entry.top_k, dense_weight=entry.dense_weight, min_score=entry.min_score,
+            max_context_characters=entry.max_context_characters,
+        )  # fmt: skip
+        context = opened.fit(asyncio.run(opened.search(question)))
+    if as_json:
+        sys.stdout.write(json.dumps(context.sources(), ensure_ascii=False) + "\n")
+        return
+    for source in context.sources():
+        where = source["source"] + (f", page {source['page']}" if source["page"] else "")
+        out.print(f"({source['number']}) {source['score']:.3f} {where} {source['heading'] or ''}", markup=False, style="bold")
+        out.print(source["excerpt"], markup=False)
+
+
+def _known_collection(loaded: LoadedBundle, name: str) -> Collection:
+    if name not in loaded.bundle.collections:
+        fail(f"no collection named {name!r}; there is: {', '.join(loaded.bundle.collections) or 'none'}")
+    return loaded.bundle.collections[name]
