@@ -1,97 +1,245 @@
-"""LoRA on a CPU engine, right in mixed batches: tokens are grouped by adapter, and index -1 means no adapter.
+"""LoRA on a CPU engine: right in mixed batches, one pass over the weights of all adapters, and open to torch.compile.
 
 Stock vLLM 0.32.0 gathers a copy of the adapter's weights for every token, and takes index -1 for the last slot: requests of
 the base model that share a batch with an adapter's are answered by the adapter (upstream pull requests 48421 and 49656).
-Here each adapter that is really in the batch costs two small matrix products, and the base's tokens cost nothing.
+Here the slots of a layer lie in one `Pack`, the slices of a fused layer side by side. A step's tokens are grouped by adapter
+once, in a `Step`; each layer then costs two batched matrix products in float32, and tokens of the base model cost nothing.
 
-vLLM loads this file by `--worker-extension-cls adapters.cpu_lora.GroupedLora`, before the model runs. CPU engines only.
+vLLM loads this file by `--worker-extension-cls adapters.cpu_lora.GroupedLora`, before the model is made. CPU engines only.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 CHECKED_VERSION = "0.32.0"
-Groups = list[tuple[int, torch.Tensor]]
+# So many neighbouring tokens of one adapter are worth two products of their own.
+RUN_TOKENS = 32
 
 
-def group_by_adapter(indices: torch.Tensor) -> Groups:
-    """Return (slot, positions of its tokens) for each adapter in the batch; `indices` has shape (tokens,), -1 is none."""
-    slots = torch.unique(indices)
-    return [(slot, (indices == slot).nonzero().flatten()) for slot in slots.tolist() if slot >= 0]
+class Pack:
+    """The adapters of one layer: `a` (slots, in, slices * rank) and `b` (slots, slices * rank, out), both float32.
 
-
-def add_lora(
-    y: torch.Tensor,
-    x: torch.Tensor,
-    a_stacked: tuple[torch.Tensor, ...],
-    b_stacked: tuple[torch.Tensor, ...],
-    scale: float,
-    output_slices: tuple[int, ...],
-    groups: Groups,
-) -> None:
-    """Add each adapter's share to the rows of its tokens, in place.
-
-    y (tokens, sum of output_slices or more), x (tokens, in); for slice i a_stacked[i] is (slots, 1, rank, in) and
-    b_stacked[i] is (slots, 1, output_slices[i], rank).
+    `b` is block-diagonal: rows i*rank..(i+1)*rank reach the columns of slice i only. `used` holds the slots with weights.
     """
-    for slot, rows in groups:
-        whole = len(rows) == x.shape[0]
-        part = x if whole else x.index_select(0, rows)
+
+    def __init__(self, slots: int, rank: int, inputs: int, sizes: tuple[int, ...]) -> None:
+        self.rank, self.sizes = rank, sizes
+        self.a = torch.zeros(slots, inputs, len(sizes) * rank)
+        self.b = torch.zeros(slots, len(sizes) * rank, sum(sizes))
+        self.used: set[int] = set()
+
+    def views(self) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+        """Return each slice as vLLM knows it, over the same memory: a (slots, 1, rank, in) and b (slots, 1, size, rank)."""
+        a: list[torch.Tensor] = []
+        b: list[torch.Tensor] = []
         offset = 0
-        for a, b, size in zip(a_stacked, b_stacked, output_slices, strict=True):
-            shrunk = (part @ a[slot, 0].T.to(part.dtype)) * scale
-            share = (shrunk @ b[slot, 0].T.to(part.dtype)).to(y.dtype)
-            target = y[:, offset : offset + size]
-            if whole:
-                target += share
-            else:
-                target.index_add_(0, rows, share)
+        for i, size in enumerate(self.sizes):
+            rows = slice(i * self.rank, (i + 1) * self.rank)
+            a.append(self.a[:, :, rows].transpose(1, 2).unsqueeze(1))
+            b.append(self.b[:, rows, offset : offset + size].transpose(1, 2).unsqueeze(1))
+            offset += size
+        return tuple(a), tuple(b)
+
+    def add(self, y: torch.Tensor, x: torch.Tensor, step: Step) -> None:
+        """Add each adapter's share to the rows of its tokens, in place: y (tokens, out or more), x (tokens, in)."""
+        groups = step.groups(frozenset(self.used))
+        for run in groups.runs:
+            self._add_run(y[run.rows], x[run.rows], run.slot)
+        if groups.scattered is None:
+            return
+        slots, order, padding, inverse = groups.scattered
+        gathered = x.index_select(0, order).float().view(*padding.shape[:2], -1)
+        # An empty slot's product is never read, but may be infinite: zeros are written, not multiplied in.
+        shrunk = torch.bmm(gathered, self.a[slots]).masked_fill_(padding, 0.0)
+        share = torch.bmm(shrunk, self.b[slots]).flatten(0, 1).to(y.dtype)
+        y[:, : self.b.shape[2]] += share.index_select(0, inverse)
+
+    def _add_run(self, y: torch.Tensor, x: torch.Tensor, slot: int) -> None:
+        shrunk = x.float() @ self.a[slot]
+        offset = 0
+        for i, size in enumerate(self.sizes):
+            rows, columns = slice(i * self.rank, (i + 1) * self.rank), slice(offset, offset + size)
+            y[:, columns] += (shrunk[:, rows] @ self.b[slot, rows, columns]).to(y.dtype)
             offset += size
 
 
-def install() -> None:
-    """Put the functions of this file in the place of vLLM's; raises RuntimeError on a vLLM they were not checked with."""
-    import vllm
-    from vllm.lora.layers import base_linear as stock_layers
-    from vllm.lora.punica_wrapper import punica_cpu as stock_wrapper
+class Run(NamedTuple):
+    """Neighbouring tokens of one slot, as a prompt's are."""
 
-    base_linear: Any = stock_layers
-    wrapper: Any = stock_wrapper.PunicaWrapperCPU
+    slot: int
+    rows: slice
+
+
+class Scattered(NamedTuple):
+    """Single tokens of several slots, as in decoding, gathered into a block for each slot and all blocks equally long.
+
+    `order` (slots * length,) says which token stands where, `padding` (slots, length, 1) where none does, and `inverse`
+    (tokens,) brings each token its row back: those without an adapter get a row of padding, which is zero.
+    """
+
+    slots: slice
+    order: torch.Tensor
+    padding: torch.Tensor
+    inverse: torch.Tensor
+
+
+class Groups(NamedTuple):
+    """How the tokens of a step are worked on: long runs one by one, all others at once."""
+
+    runs: list[Run]
+    scattered: Scattered | None
+
+
+class Step:
+    """One step of the engine: for each of its tokens a slot, or -1; `indices` has shape (tokens,)."""
+
+    def __init__(self, indices: torch.Tensor) -> None:
+        self.tokens = len(indices)
+        self._slots: list[int] = indices.tolist()
+        self._present = frozenset(self._slots)
+        self._groups: dict[frozenset[int], Groups] = {}
+
+    def groups(self, used: frozenset[int]) -> Groups:
+        """Return how the tokens of the slots in `used` are grouped; made once a step."""
+        slots = self._present & used
+        if slots not in self._groups:
+            self._groups[slots] = self._group(slots)
+        return self._groups[slots]
+
+    def _group(self, slots: frozenset[int]) -> Groups:
+        runs: list[Run] = []
+        single: dict[int, list[int]] = {}
+        start = 0
+        for slot, tokens in itertools.groupby(self._slots):
+            stop = start + len(list(tokens))
+            if slot in slots:
+                if stop - start >= RUN_TOKENS or stop - start == self.tokens:
+                    runs.append(Run(slot, slice(start, stop)))
+                else:
+                    single.setdefault(slot, []).extend(range(start, stop))
+            start = stop
+        return Groups(runs, self._scatter(single) if single else None)
+
+    def _scatter(self, tokens: dict[int, list[int]]) -> Scattered:
+        slots = range(min(tokens), max(tokens) + 1)
+        # One row more than the longest needs: it is no token's, and so the zeros that tokens without an adapter get.
+        length = max(len(rows) for rows in tokens.values()) + 1
+        order = torch.zeros(len(slots), length, dtype=torch.long)
+        padding = torch.ones(len(slots), length, 1, dtype=torch.bool)
+        inverse = torch.full((self.tokens,), length - 1)
+        for block, slot in enumerate(slots):
+            rows = torch.tensor(tokens.get(slot, []), dtype=torch.long)
+            order[block, : len(rows)] = rows
+            padding[block, : len(rows)] = False
+            inverse[rows] = torch.arange(len(rows)) + block * length
+        return Scattered(slice(slots.start, slots.stop), order.flatten(), padding, inverse)
+
+
+# One worker has one model and one step at a time. A layer is known by where the memory of its first slice begins.
+_packs: dict[int, Pack] = {}
+_steps: dict[str, Step] = {"tokens": Step(torch.empty(0)), "samples": Step(torch.empty(0))}
+
+
+def _add_lora(y: torch.Tensor, x: torch.Tensor, layer: torch.Tensor, per: str) -> None:
+    pack, step = _packs[layer.data_ptr()], _steps[per]
+    if not pack.used:
+        return
+    if step.tokens != len(x):
+        msg = f"the step has {step.tokens} {per}, the layer was given {len(x)} rows"
+        raise RuntimeError(msg)
+    pack.add(y, x, step)
+
+
+# To torch.compile this is one opaque operation: how tokens are grouped depends on the batch, and is no part of a graph.
+# `layer` is the memory of the layer's first slice; `per` says whether a row is one of the step's tokens or samples.
+_library = torch.library.Library("ekiben", "DEF")
+_library.define("add_lora(Tensor(a!) y, Tensor x, Tensor layer, str per) -> ()")
+_library.impl("add_lora", _add_lora, "CPU")
+_library.impl("add_lora", lambda _y, _x, _layer, _per: None, "Meta")
+add_lora = torch.ops.ekiben.add_lora
+
+
+def adopt(layer: Any) -> Any:
+    """Move the weights of one of vLLM's LoRA layers into a Pack, and keep track of the slots in use; returns the layer."""
+    single = isinstance(layer.lora_a_stacked, torch.Tensor)  # the logits' layer has one slice and no tuple
+    a = (layer.lora_a_stacked,) if single else layer.lora_a_stacked
+    b = (layer.lora_b_stacked,) if single else layer.lora_b_stacked
+    pack = Pack(a[0].shape[0], a[0].shape[2], a[0].shape[3], tuple(one.shape[2] for one in b))
+    a, b = pack.views()
+    layer.lora_a_stacked, layer.lora_b_stacked = (a[0], b[0]) if single else (a, b)
+    _packs[a[0].data_ptr()] = pack
+    stock_set, stock_reset = layer.set_lora, layer.reset_lora
+
+    def reset_lora(index: int) -> None:
+        stock_reset(index)
+        pack.used.discard(index)
+
+    def set_lora(index: int, lora_a: Any, lora_b: Any) -> None:
+        stock_set(index, lora_a, lora_b)
+        pack.used.add(index)
+
+    layer.reset_lora, layer.set_lora = reset_lora, set_lora
+    return layer
+
+
+def install() -> None:
+    """Put the kernel in the place of vLLM's; raises RuntimeError on a vLLM that it was not checked with."""
+    import vllm
+    from vllm.config import CompilationMode
+    from vllm.lora import model_manager
+    from vllm.lora.layers import base_linear as stock_layers
+    from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+    from vllm.lora.punica_wrapper import punica_cpu
+    from vllm.platforms import current_platform
+    from vllm.v1.worker import cpu_model_runner
+
     if not vllm.__version__.startswith(CHECKED_VERSION):
         msg = (
             f"adapters/cpu_lora.py was checked with vLLM {CHECKED_VERSION}, this is {vllm.__version__}; "
             "check it and raise the version"
         )
         raise RuntimeError(msg)
-    stock_update = wrapper.update_metadata
+    if not current_platform.is_cpu():
+        msg = "adapters/cpu_lora.py is for CPU engines; on a GPU vLLM's own kernels are right: leave --worker-extension-cls out"
+        raise RuntimeError(msg)
 
-    def update_metadata(self: Any, *args: Any, **kwargs: Any) -> None:
-        stock_update(self, *args, **kwargs)
-        self.ekiben_groups = group_by_adapter(self.token_lora_indices)
-        self.ekiben_sampler_groups = group_by_adapter(self.sampler_indices)
+    class GroupedPunicaWrapper(punica_cpu.PunicaWrapperCPU):
+        """vLLM's interface to LoRA kernels, over this file's."""
 
-    def add_lora_linear(
-        self: Any, y: torch.Tensor, x: torch.Tensor, lora_a_stacked: Any, lora_b_stacked: Any, scale: float,
-        output_slices: Any, *, buffer: Any = None, **_: Any,
-    ) -> None:  # fmt: skip
-        del buffer
-        flat_y, flat_x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
-        add_lora(flat_y, flat_x, lora_a_stacked, lora_b_stacked, scale, output_slices, self.ekiben_groups)
+        def update_metadata(self, *args: Any, **kwargs: Any) -> None:
+            self._update_base_metadata(*args, **kwargs)
+            _steps["tokens"], _steps["samples"] = Step(self.token_lora_indices), Step(self.sampler_indices)
 
-    def add_lora_logits(
-        self: Any, y: torch.Tensor, x: torch.Tensor, lora_a_stacked: torch.Tensor, lora_b_stacked: torch.Tensor,
-        scale: float, *, buffer: Any = None, **_: Any,
-    ) -> None:  # fmt: skip
-        del buffer
-        flat_y, flat_x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
-        size = min(lora_b_stacked.shape[-2], flat_y.shape[-1])
-        add_lora(flat_y, flat_x, (lora_a_stacked,), (lora_b_stacked[:, :, :size],), scale, (size,), self.ekiben_sampler_groups)
+        def add_lora_linear(self, y: torch.Tensor, x: torch.Tensor, lora_a_stacked: Any, *_: Any, **__: Any) -> None:
+            add_lora(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), lora_a_stacked[0], "tokens")
 
-    stock_device = base_linear._get_lora_device  # noqa: SLF001  there is no public one
+        def add_lora_logits(self, y: torch.Tensor, x: torch.Tensor, lora_a_stacked: torch.Tensor, *_: Any, **__: Any) -> None:
+            add_lora(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), lora_a_stacked, "samples")
+
+        def add_lora_embedding(self, *_: Any, **__: Any) -> None:
+            """Do nothing: the gate lets no adapter in that has weights for the embeddings."""
+
+    stock_from_layer, stock_logits, stock_load = (
+        model_manager.from_layer, model_manager.from_layer_logits_processor, cpu_model_runner.CPUModelRunner.load_model
+    )  # fmt: skip
+
+    def from_layer(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        made = stock_from_layer(layer, *args, **kwargs)
+        return adopt(made) if isinstance(made, BaseLinearLayerWithLoRA) else made
+
+    def load_model(runner: Any, *args: Any, **kwargs: Any) -> None:
+        # vLLM switches compilation off for LoRA on a CPU after having set it up: its own kernels cannot be compiled.
+        compilation = runner.vllm_config.compilation_config
+        if compilation.backend == "inductor" and not runner.model_config.enforce_eager:
+            compilation.mode = CompilationMode.DYNAMO_TRACE_ONCE
+        stock_load(runner, *args, **kwargs)
+
+    stock_device = stock_layers._get_lora_device
 
     def get_lora_device(base_layer: Any) -> torch.device:
         # On a CPU without AMX the INT8 weight is packed into oneDNN's own memory and the layer's is None.
@@ -99,12 +247,11 @@ def install() -> None:
             return torch.device("cpu")
         return stock_device(base_layer)
 
-    base_linear._get_lora_device = get_lora_device  # noqa: SLF001
-    wrapper.ekiben_groups = []
-    wrapper.ekiben_sampler_groups = []
-    wrapper.update_metadata = update_metadata
-    wrapper.add_lora_linear = add_lora_linear
-    wrapper.add_lora_logits = add_lora_logits
+    stock_layers._get_lora_device = get_lora_device
+    model_manager.from_layer = from_layer
+    model_manager.from_layer_logits_processor = lambda *args, **kwargs: adopt(stock_logits(*args, **kwargs))
+    model_manager.get_punica_wrapper = GroupedPunicaWrapper
+    cpu_model_runner.CPUModelRunner.load_model = load_model
 
 
 class GroupedLora:
