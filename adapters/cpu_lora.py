@@ -239,7 +239,7 @@ def install() -> None:
             compilation.mode = CompilationMode.DYNAMO_TRACE_ONCE
         stock_load(runner, *args, **kwargs)
 
-    stock_device = stock_layers._get_lora_device
+    stock_device = stock_layers._get_lora_device  # noqa: SLF001  there is no public one
 
     def get_lora_device(base_layer: Any) -> torch.device:
         # On a CPU without AMX the INT8 weight is packed into oneDNN's own memory and the layer's is None.
@@ -247,7 +247,7 @@ def install() -> None:
             return torch.device("cpu")
         return stock_device(base_layer)
 
-    stock_layers._get_lora_device = get_lora_device
+    stock_layers._get_lora_device = get_lora_device  # noqa: SLF001
     model_manager.from_layer = from_layer
     model_manager.from_layer_logits_processor = lambda *args, **kwargs: adopt(stock_logits(*args, **kwargs))
     model_manager.get_punica_wrapper = GroupedPunicaWrapper

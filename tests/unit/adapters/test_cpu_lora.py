@@ -34,7 +34,7 @@ class Layer:
                     one[index, 0, : weights.shape[0], : weights.shape[1]].copy_(weights)
 
 
-def filled(sizes, slots=range(SLOTS), rank=RANK):
+def filled(sizes, slots=(0, 1, 2, 3), rank=RANK):
     """A layer in which some slots hold an adapter, and those adapters."""
     layer, adapters = adopt(Layer(sizes)), {}
     for slot in slots:
@@ -80,7 +80,7 @@ def test_equals_the_reference(sizes, indices):
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     sizes=st.sampled_from(SHAPES),
     slots=st.sets(st.integers(0, SLOTS - 1)),
