@@ -1,7 +1,7 @@
 # Two commands suffice: `make serve` sets everything up and serves the demo on http://localhost:3000, `make test` sets
 # everything up and passes the tests. `make` prints the others.
 .DEFAULT_GOAL := help
-.PHONY: help serve pack test test-unit lint build load bench lock clean
+.PHONY: help serve pack test test-unit lint build load bench bench-lora lock clean
 
 PYTHON_VERSION ?= 3.11
 HOST ?= 127.0.0.1
@@ -31,7 +31,7 @@ pack: .venv/.serve ## model, adapters and indexes into the model store; does not
 	$(BIN)/ekiben pack
 
 test: .venv/.dev pack ## all tests: unit, integration, and end to end with real vLLM
-	$(BIN)/pytest tests/unit tests/integration tests/e2e/test_served.py
+	$(BIN)/pytest tests/unit tests/integration tests/e2e/test_served.py tests/e2e/test_isolation.py
 
 test-unit: .venv/.dev ## unit tests only: seconds, no network, no engine
 	$(BIN)/pytest tests/unit
@@ -51,6 +51,9 @@ load: .venv-load/.load ## load the served box (make serve in another shell), and
 
 bench: .venv/.dev ## measure the gateway beside the bare engine, in one run
 	$(BIN)/python benchmarks/gateway.py
+
+bench-lora: .venv/.dev pack ## measure LoRA beside stock vLLM's and beside no LoRA, in one run (about 15 minutes)
+	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks.lora
 
 lock: $(UV) ## compile the locks anew, with hashes and without any index's address
 	$(LOCK) pyproject.toml --extra cpu --output-file requirements/cpu.txt

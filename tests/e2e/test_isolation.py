@@ -1,0 +1,288 @@
+"""Isolation of LoRA adapters in real vLLM: whatever shares a batch, each request is answered by its own model.
+
+A greedy answer in a batch may differ from the same request's answer alone where two tokens nearly tie: kernels round by the
+size of the batch, and logits in bfloat16 lie 0.125 apart. So an answer that differs is scored by its model, alone: each of its
+tokens must be within NEAR_TIE of what the model would have said there. Other models' answers, scored so, are FAR off.
+"""
+
+import asyncio
+import json
+import random
+from contextlib import asynccontextmanager
+from itertools import permutations
+from pathlib import Path
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from benchmarks.random_lora import write_adapter
+from services.bundle import load_bundle
+from services.engine import usable_cores, vllm_arguments, vllm_environment
+from services.engine_process import engine_process, free_port
+from services.lock import read_lock
+from services.store import stored_path
+
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning"),  # BentoML's, when it is imported
+]
+
+ROOT = Path(__file__).resolve().parents[2]
+NEAR_TIE, FAR = 0.3, 1.0  # nats
+TOKENS, LONG_ANSWER = 10, 60
+SLOTS, LOADED = 3, 5  # max_loras, max_cpu_loras
+CHUNK = 256  # max_num_batched_tokens: a longer prompt is prefilled in pieces, while others decode
+BASE = "base"
+STATIC = ("alpha", "bravo", "charlie", "delta", "travel")
+RULES = (
+    "The night train leaves the northern station at nine and stops in every town along the river. Seats are numbered, and "
+    "dogs travel free of charge. The dining car closes at midnight, but tea is served until the morning. Passengers who miss "
+    "their stop may ride back with the next train without a new ticket. Lost things are kept in the office near the clock. "
+)
+# Blocks of 128 tokens are what the prefix cache shares: the last three prompts have one and more, and the same.
+PROMPTS = {
+    "short": "The capital of France is",
+    "tale": "Once upon a time there was a",
+    "advice": "If you want to learn how to swim, the first thing that you should do is",
+    "rules": RULES * 2 + "In short, the dining car",
+    "long": RULES * 4 + "In short, passengers who",
+    "twin": RULES * 4 + "In short, dogs and other animals",
+}
+
+
+class Served:
+    """An engine; `alone` is what each model says alone, and outlives it, so that the next engine is held to it too."""
+
+    def __init__(self, http, folders, alone, ids):
+        self.http, self.folders, self.alone, self.ids = http, folders, alone, ids
+        self.near_ties = 0
+
+    async def ask(self, model, prompt, *, tokens=TOKENS, stream=False, n=1, leave=False):
+        """The answers to one prompt, as token ids; with `leave` the caller goes after the first token, and has none."""
+        body = {
+            "model": model, "prompt": self.ids[prompt], "max_tokens": tokens, "ignore_eos": True, "stream": stream or leave,
+            "n": n, "temperature": float(n > 1), "top_k": 1, "return_token_ids": True,
+        }  # fmt: skip
+        answers = [[] for _ in range(n)]
+        async with self.http.stream("POST", "/v1/completions", json=body) as response:
+            response.raise_for_status()
+            async for event in _events(response):
+                assert "error" not in event, event
+                for choice in event["choices"]:
+                    answers[choice["index"]] += choice["token_ids"]
+                if leave:
+                    return []
+        return answers
+
+    async def status(self, model, *, stream=False):
+        body = {"model": model, "prompt": "Hello", "max_tokens": 1, "stream": stream}
+        return (await self.http.post("/v1/completions", json=body)).status_code
+
+    async def score(self, model, prompt, answer):
+        """How far, in nats, the answer's worst token is from what this model would have said there."""
+        ids = self.ids[prompt]
+        body = {"model": model, "prompt": ids + answer, "max_tokens": 1, "prompt_logprobs": 1}
+        response = await self.http.post("/v1/completions", json=body)
+        scored = response.raise_for_status().json()["choices"][0]["prompt_logprobs"][len(ids) :]
+        return max(
+            max(choice["logprob"] for choice in choices.values()) - choices[str(token)]["logprob"]
+            for token, choices in zip(answer, scored, strict=True)
+        )
+
+    async def learn(self, *models):
+        """Ask each prompt alone, one after the other; nothing else may be in flight."""
+        for model in models:
+            for prompt in PROMPTS:
+                if (model, prompt) not in self.alone:
+                    [self.alone[model, prompt]] = await self.ask(model, prompt)
+
+    async def check(self, model, prompt, answers):
+        """Fail unless each of the answers is this model's; nothing else may be in flight."""
+        alone = self.alone.get((model, prompt))
+        for answer in answers:
+            if answer == alone:
+                continue
+            gap = await self.score(model, prompt, answer)
+            assert gap <= NEAR_TIE, f"{model} would not have answered {prompt!r} with {answer}, but with {alone}"
+            self.near_ties += 1
+
+    async def load(self, name, weights):
+        body = {"lora_name": name, "lora_path": str(self.folders[weights])}
+        (await self.http.post("/v1/load_lora_adapter", json=body)).raise_for_status()
+
+    async def unload(self, name):
+        (await self.http.post("/v1/unload_lora_adapter", json={"lora_name": name})).raise_for_status()
+
+    @asynccontextmanager
+    async def adapter(self, name, weights=None):
+        """An adapter that is there for a while, under its weights' name or another."""
+        await self.load(name, weights or name)
+        yield
+        await self.unload(name)
+
+    async def running(self, requests):
+        """Wait until the engine works at that many requests."""
+        for _ in range(600):
+            text = (await self.http.get("/metrics")).text
+            if (
+                sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("vllm:num_requests_running"))
+                >= requests
+            ):
+                return
+            await asyncio.sleep(0.05)
+        pytest.fail(f"there were never {requests} requests running")
+
+
+async def _events(response):
+    if response.headers["content-type"].startswith("application/json"):
+        yield json.loads(await response.aread())
+        return
+    async for line in response.aiter_lines():
+        if line.startswith("data: {"):
+            yield json.loads(line.removeprefix("data: "))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return stored_path(read_lock(ROOT / "bundle.lock").model)
+
+
+@pytest.fixture(scope="module")
+def folders(model, tmp_path_factory):
+    """Random adapters of several shapes, and one that was trained."""
+    root = tmp_path_factory.mktemp("adapters")
+    shapes = {
+        "alpha": {"rank": 8}, "bravo": {"rank": 16}, "charlie": {"rank": 16, "targets": ("q_proj", "v_proj"), "strength": 1.0},
+        "delta": {"rank": 16, "targets": ("gate_proj", "up_proj", "down_proj")}, "echo": {"rank": 8}, "foxtrot": {"rank": 16},
+    }  # fmt: skip
+    made = {name: write_adapter(root / name, model=model, seed=i, **shape) for i, (name, shape) in enumerate(shapes.items())}
+    return {**made, "travel": ROOT / "adapters/travel-intents"}
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return {}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[False, True], ids=["uncached", "prefix-cache"])
+async def served(request, model, folders, alone):
+    bundle = load_bundle(ROOT / "bundle.yaml").bundle
+    engine = {
+        "max_loras": SLOTS, "max_cpu_loras": LOADED, "max_num_seqs": 16, "max_num_batched_tokens": CHUNK, "max_model_len": 2048,
+        "kv_cache_memory_bytes": 2**30, "enable_prefix_caching": request.param,
+    }  # fmt: skip
+    bundle = bundle.model_copy(
+        update={"engine": bundle.engine.model_copy(update=engine), "model": bundle.model.model_copy(update={"name": BASE})}
+    )
+    port = free_port()
+    arguments = vllm_arguments(
+        bundle, model=model, adapters={name: folders[name] for name in STATIC}, device="cpu", port=port, free_bytes=0
+    )
+    environment = {**vllm_environment("cpu", usable_cores()), "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+    async with (
+        engine_process(arguments, environment, port=port) as running,
+        httpx.AsyncClient(base_url=running.url, timeout=180) as http,
+    ):
+        ids = {}
+        for prompt, text in PROMPTS.items():
+            ids[prompt] = (await http.post("/tokenize", json={"model": BASE, "prompt": text})).json()["tokens"]
+        served = Served(http, folders, alone, ids)
+        await served.learn(BASE, *STATIC)
+        yield served
+
+
+async def mix(served, models, *, rounds, seed, ns=(1,), leaving=0.0):
+    """Send random requests to these models at once, round by round, and check each answer."""
+    order = random.Random(seed)
+
+    async def one(model, prompt, delay, **how):
+        await asyncio.sleep(delay)
+        return model, prompt, await served.ask(model, prompt, **how)
+
+    compared, before = 0, served.near_ties
+    for _ in range(rounds):
+        requests = [
+            one(
+                order.choice(models), order.choice(list(PROMPTS)), order.uniform(0, 1), stream=order.random() < 0.5,
+                n=order.choice(ns), leave=order.random() < leaving,
+            )
+            for _ in range(20)
+        ]  # fmt: skip
+        for model, prompt, answers in await asyncio.gather(*requests):
+            await served.check(model, prompt, answers)
+            compared += len(answers)
+    assert served.near_ties - before <= compared / 5  # they are the exception
+
+
+async def test_any_two_models_answer_apart(served):
+    """What the other tests rest on."""
+    for one, other in permutations((BASE, *STATIC), 2):
+        assert max([await served.score(one, prompt, served.alone[other, prompt]) for prompt in ("short", "tale")]) >= FAR
+
+
+async def test_base_and_adapters_share_batches_with_all_slots_full(served):
+    await mix(served, (BASE, *STATIC[:SLOTS]), rounds=2, seed=1)
+
+
+async def test_more_adapters_than_slots(served):
+    """Slots change hands; some callers leave, some want two answers."""
+    await mix(served, (BASE, *STATIC), rounds=3, seed=2, ns=(1, 1, 2), leaving=0.2)
+
+
+async def test_an_adapter_loaded_while_others_are_in_flight(served):
+    busy = [(model, prompt) for model in (BASE, "alpha", "bravo") for prompt in ("tale", "long")]
+    tasks = [asyncio.create_task(served.ask(*request, tokens=LONG_ANSWER, stream=True)) for request in busy]
+    await served.running(len(busy))
+    async with served.adapter("echo"):
+        fresh = await asyncio.gather(*(served.ask("echo", prompt) for prompt in PROMPTS))
+        assert not any(task.done() for task in tasks)
+
+        for request, answers in zip(busy, await asyncio.gather(*tasks), strict=True):
+            await served.check(*request, answers)
+        await served.learn("echo")
+        for prompt, answers in zip(PROMPTS, fresh, strict=True):
+            await served.check("echo", prompt, answers)
+
+
+async def test_an_adapter_unloaded_while_its_requests_are_in_flight(served):
+    """They are answered to their end; the next one is told that there is no such model."""
+    busy = [("foxtrot", "tale"), (BASE, "tale"), ("foxtrot", "twin"), ("bravo", "advice")]
+    await served.load("foxtrot", "foxtrot")
+    tasks = [asyncio.create_task(served.ask(*request, tokens=LONG_ANSWER, stream=True)) for request in busy]
+    await served.running(len(busy))
+    await served.unload("foxtrot")
+
+    assert await served.status("foxtrot") == httpx.codes.NOT_FOUND
+    assert not any(task.done() for task in tasks)
+    async with served.adapter("foxtrot"):
+        for request, answers in zip(busy, await asyncio.gather(*tasks), strict=True):
+            await served.check(*request, answers)
+
+
+async def test_a_name_loaded_again_with_other_weights_answers_with_these(served):
+    """Neither weights nor cached prefixes of what had the name before."""
+    async with served.adapter("echo"), served.adapter("foxtrot"):
+        await served.learn("echo", "foxtrot")
+        for weights in ("echo", "foxtrot", "echo"):
+            asked = [(model, prompt) for prompt in PROMPTS for model in ("turncoat", BASE)]
+            async with served.adapter("turncoat", weights):
+                found = await asyncio.gather(*(served.ask(*request) for request in asked))
+            for (model, prompt), answers in zip(asked, found, strict=True):
+                await served.check(weights if model == "turncoat" else model, prompt, answers)
+
+
+async def test_scores_of_prompts_are_right_in_mixed_batches(served):
+    """Prompt logprobs are computed apart from the samples of the same step."""
+    asked = [(model, prompt) for model in (BASE, *STATIC) for prompt in ("tale", "rules")]
+    busy = asyncio.gather(*(served.ask(model, "advice", tokens=LONG_ANSWER) for model in (BASE, "alpha")))
+    scores = await asyncio.gather(*(served.score(*request, served.alone[request]) for request in asked))
+    await busy
+
+    assert max(scores) <= NEAR_TIE
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("name", ["nobody", "Alpha", "alpha@1", "base/alpha"])
+async def test_an_unknown_adapter_is_not_found(served, name, stream):
+    assert await served.status(name, stream=stream) == httpx.codes.NOT_FOUND
