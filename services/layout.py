@@ -60,6 +60,8 @@ class Machine:
     """The processor's model name."""
     cores: int
     """Physical cores that may be used; a container's share of processor time counts as so many cores."""
+    processors: int
+    """The same in logical processors: twice as many where each core runs two threads."""
     node_cores: int
     """Of these, the cores on the memory node that has most of them."""
     limited: bool
@@ -92,10 +94,11 @@ def this_machine(cgroups: Path = Path("/sys/fs/cgroup"), system: Path = Path("/s
     by_node = [
         len({_read(system / f"cpu/cpu{cpu}/topology/thread_siblings_list") or cpu for cpu in n & {*allowed}}) for n in nodes
     ]
-    gib = psutil.virtual_memory().total / 2**30
+    limited = cores < physical
     return Machine(
-        cpu=cpu_name(), cores=cores, node_cores=min(cores, max(by_node, default=cores) or cores), limited=cores < physical,
-        memory_gib=1 << max(round(gib) - 1, 0).bit_length(),
+        cpu=cpu_name(), cores=cores, processors=cores if limited else len(allowed),
+        node_cores=min(cores, max(by_node, default=cores) or cores), limited=limited,
+        memory_gib=1 << max(round(psutil.virtual_memory().total / 2**30) - 1, 0).bit_length(),
     )  # fmt: skip
 
 

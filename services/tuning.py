@@ -21,7 +21,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from services.bundle import Bundle
-from services.engine import compiles, free_memory_bytes, vllm_arguments, vllm_environment
+from services.engine import GIB, compiles, free_memory_bytes, vllm_arguments, vllm_environment
 from services.engine_process import EngineFailed, engine_process, free_port
 from services.layout import Layout, Machine, compiler_missing, default_layout
 from services.measure import measure
@@ -29,6 +29,8 @@ from services.measure import measure
 _FILE = "layouts.json"
 STREAMS = (1, 16, 64)
 TOKENS = 64
+# The engine's share of this holds the cache of what is measured; a larger one takes longer to lay out and is no faster.
+_MEMORY = 4 * GIB
 # A layout must be this much faster to replace a simpler one: repetitions differ by a few percent.
 _MARGIN = 1.05
 # Above this share of the machine's processors, what others did is part of what was measured.
@@ -128,7 +130,7 @@ def layout_here(bundle: Bundle, model: str, machine: Machine, folder: Path, *, l
 
 def first_candidates(machine: Machine) -> list[Candidate]:
     """Return the layouts to try before compiling is considered; the safe one comes first."""
-    joined = [machine.cores] if machine.cores == 1 else [machine.cores, machine.cores - 1]
+    joined = sorted({machine.processors, machine.cores, max(machine.cores - 1, 1)}, reverse=True)
     found = [Candidate(f"one process, {n} thread{'s' * (n > 1)}", Layout(processes="joined", threads=n)) for n in joined]
     found.append(Candidate("stock processes and threads", Layout(processes="apart")))
     safe = default_layout(machine)
@@ -177,8 +179,9 @@ async def tune(
 async def _try(bundle: Bundle, candidate: Candidate, model: Path, adapters: dict[str, Path]) -> Trial:
     port = free_port()
     arguments = vllm_arguments(
-        bundle, model=model, adapters=adapters, device="cpu", port=port, free_bytes=free_memory_bytes(), layout=candidate.layout
-    )
+        bundle, model=model, adapters=adapters, device="cpu", port=port, layout=candidate.layout,
+        free_bytes=min(free_memory_bytes(), _MEMORY),
+    )  # fmt: skip
     trial = Trial(name=candidate.name, layout=candidate.layout)
     names = sorted(adapters) or [bundle.model.name]
     rates: dict[int, float] = {}

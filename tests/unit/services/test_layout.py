@@ -7,7 +7,7 @@ from services.layout import Layout, Machine, compiler_missing, cpu_name, default
 
 
 def machine(cores, *, node_cores=None, limited=False):
-    return Machine(cpu="x", cores=cores, node_cores=node_cores or cores, limited=limited, memory_gib=16)
+    return Machine(cpu="x", cores=cores, processors=cores, node_cores=node_cores or cores, limited=limited, memory_gib=16)
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 2), (4, 4), (8, 7)])
@@ -90,14 +90,14 @@ def test_the_machine_is_counted_in_physical_cores_that_this_process_may_use(tmp_
     monkeypatch.setattr(layouts.os, "sched_getaffinity", lambda _: set(range(12)))
     found = this_machine(tmp_path / "none", system(tmp_path, cpus=16, siblings=2, nodes=2))
 
-    assert (found.cores, found.node_cores, found.limited) == (6, 4, False)
+    assert (found.cores, found.processors, found.node_cores, found.limited) == (6, 12, 4, False)
 
 
 def test_a_containers_share_bounds_the_cores_rounded_down(tmp_path, monkeypatch):
     monkeypatch.setattr(layouts.os, "sched_getaffinity", lambda _: set(range(16)))
     (tmp_path / "cpu.max").write_text("350000 100000")
     found = this_machine(tmp_path, system(tmp_path, cpus=16))
-    assert (found.cores, found.node_cores, found.limited) == (3, 3, True)
+    assert (found.cores, found.processors, found.node_cores, found.limited) == (3, 3, 3, True)
 
     (tmp_path / "cpu.max").write_text("50000 100000")
     assert this_machine(tmp_path, tmp_path).cores == 1

@@ -22,7 +22,7 @@ from services.tuning import (
     write_tuned,
 )
 
-MACHINE = Machine(cpu="x", cores=2, node_cores=2, limited=False, memory_gib=16)
+MACHINE = Machine(cpu="x", cores=2, processors=2, node_cores=2, limited=False, memory_gib=16)
 JOINED = Layout(processes="joined", threads=2)
 FAST = Layout(processes="joined", threads=2, compiled=True)
 
@@ -68,9 +68,9 @@ def test_what_was_kept_is_read_again_beside_what_was_there(tmp_path):
     [
         {"model": "tiny:2"},
         {"lora": True},
-        {"machine": Machine(cpu="y", cores=2, node_cores=2, limited=False, memory_gib=16)},
-        {"machine": Machine(cpu="x", cores=4, node_cores=4, limited=False, memory_gib=16)},
-        {"machine": Machine(cpu="x", cores=2, node_cores=2, limited=False, memory_gib=32)},
+        {"machine": Machine(cpu="y", cores=2, processors=2, node_cores=2, limited=False, memory_gib=16)},
+        {"machine": Machine(cpu="x", cores=4, processors=4, node_cores=4, limited=False, memory_gib=16)},
+        {"machine": Machine(cpu="x", cores=2, processors=2, node_cores=2, limited=False, memory_gib=32)},
         {"bundle": bundle(enforce_eager=True)},
     ],
 )
@@ -116,11 +116,17 @@ def test_the_engine_takes_the_measured_layout_and_else_the_safe_one(tmp_path, mo
 
 @pytest.mark.parametrize("cores", [1, 2, 4, 8, 16, 64])
 def test_the_safe_layout_is_tried_first_and_none_twice(cores):
-    machine = Machine(cpu="x", cores=cores, node_cores=cores, limited=False, memory_gib=16)
+    machine = Machine(cpu="x", cores=cores, processors=cores, node_cores=cores, limited=False, memory_gib=16)
     layouts = [candidate.layout for candidate in first_candidates(machine)]
 
     assert layouts[0] == default_layout(machine)
     assert len(set(map(str, layouts))) == len(layouts)
+
+
+def test_both_threads_of_each_core_are_tried_where_there_are_two():
+    machine = Machine(cpu="x", cores=2, processors=4, node_cores=2, limited=False, memory_gib=16)
+
+    assert [c.layout.threads for c in first_candidates(machine) if c.layout.processes == "joined"] == [2, 4, 1]
 
 
 def test_compiling_is_tried_only_where_it_is_possible():
