@@ -85,18 +85,14 @@ def default_layout(machine: Machine) -> Layout:
 
 def this_machine(cgroups: Path = Path("/sys/fs/cgroup"), system: Path = Path("/sys/devices/system")) -> Machine:
     """Return the machine this process runs on, as its affinity and its container let it see it."""
-    allowed = sorted(os.sched_getaffinity(0))
-    siblings = {_read(system / f"cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in allowed}
-    physical = len(siblings)
-    share = processor_share(cgroups)
+    core_of = {cpu: _read(system / f"cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in os.sched_getaffinity(0)}
+    physical, share = len({*core_of.values()}), processor_share(cgroups)
     cores = physical if share is None else min(physical, max(int(share), 1))
     nodes = [_processors(_read(node / "cpulist") or "") for node in (system / "node").glob("node[0-9]*")]
-    by_node = [
-        len({_read(system / f"cpu/cpu{cpu}/topology/thread_siblings_list") or cpu for cpu in n & {*allowed}}) for n in nodes
-    ]
+    by_node = [len({core_of[cpu] for cpu in node if cpu in core_of}) for node in nodes]
     limited = cores < physical
     return Machine(
-        cpu=cpu_name(), cores=cores, processors=cores if limited else len(allowed),
+        cpu=cpu_name(), cores=cores, processors=cores if limited else len(core_of),
         node_cores=min(cores, max(by_node, default=cores) or cores), limited=limited,
         memory_gib=1 << max(round(psutil.virtual_memory().total / 2**30) - 1, 0).bit_length(),
     )  # fmt: skip

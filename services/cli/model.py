@@ -100,26 +100,19 @@ def _show(tuned: Tuned) -> None:
     from services.tuning import DISTURBED, STREAMS
 
     table = Table(box=None, pad_edge=False)
-    table.add_column("layout")
-    heads = [
-        "start s",
-        "MB",
-        *(f"tok/s at {streams}" for streams in STREAMS),
-        *(f"TTFT ms at {streams}" for streams in STREAMS),
-        "others",
-    ]
-    for head in heads:
-        table.add_column(head, justify="right")
+    table.add_column("layout", no_wrap=True)
+    for head in ("start s", "MB", *(f"{streams} streams" for streams in STREAMS), "others"):
+        table.add_column(head, justify="right", no_wrap=True)
     for trial in tuned.trials:
         name = f"{trial.name} *" if trial.name == tuned.chosen else trial.name
         if trial.failure is not None:
             table.add_row(name, "failed")
             continue
-        rates = (f"{trial.tokens_per_second[streams]:.1f}" for streams in STREAMS)
-        waits = (f"{trial.ttft_p50_seconds[streams] * 1000:.0f}" for streams in STREAMS)
-        memory = f"{trial.memory_bytes / 2**20:.0f}"
-        table.add_row(name, f"{trial.start_seconds:.0f}", memory, *rates, *waits, f"{trial.others:.0%}")
-    out.print(table)
+        pairs = ((trial.tokens_per_second[streams], trial.ttft_p50_seconds[streams] * 1000) for streams in STREAMS)
+        cells = (f"{rate:.0f} / {wait:.0f}" for rate, wait in pairs)
+        table.add_row(name, f"{trial.start_seconds:.0f}", f"{trial.memory_bytes / 2**20:.0f}", *cells, f"{trial.others:.0%}")
+    out.print(table, width=max(out.width, 110))
+    out.print("tokens a second / median milliseconds to the first token, by streams; others: their share of the processors")
     out.print(f"* chosen, measured {tuned.measured_at:%Y-%m-%d} on {tuned.key.cpu}, {tuned.key.cores} cores", markup=False)
     if any(trial.others > DISTURBED for trial in tuned.trials):
         err.print("warning: other programs were busy meanwhile; measure again with --force when they are not", markup=False)
