@@ -131,8 +131,8 @@ def layout_here(bundle: Bundle, model: str, machine: Machine, folder: Path, *, l
 def first_candidates(machine: Machine) -> list[Candidate]:
     """Return the layouts to try before compiling is considered; the safe one comes first."""
     joined = sorted({machine.processors, machine.cores, max(machine.cores - 1, 1)}, reverse=True)
-    found = [Candidate(f"one process, {n} thread{'s' * (n > 1)}", Layout(processes="joined", threads=n)) for n in joined]
-    found.append(Candidate("stock processes and threads", Layout(processes="apart")))
+    found = [Candidate(f"joined, {n} thread{'s' * (n > 1)}", Layout(processes="joined", threads=n)) for n in joined]
+    found.append(Candidate("stock", Layout(processes="apart")))
     safe = default_layout(machine)
     found.sort(key=lambda candidate: candidate.layout != safe)
     return found if found[0].layout == safe else [Candidate("safe default", safe), *found]

@@ -101,7 +101,7 @@ def _show(tuned: Tuned) -> None:
 
     table = Table(box=None, pad_edge=False)
     table.add_column("layout", no_wrap=True)
-    for head in ("start s", "MB", *(f"{streams} streams" for streams in STREAMS), "others"):
+    for head in ("start", "MB", *(str(streams) for streams in STREAMS), "others"):
         table.add_column(head, justify="right", no_wrap=True)
     for trial in tuned.trials:
         name = f"{trial.name} *" if trial.name == tuned.chosen else trial.name
@@ -111,8 +111,9 @@ def _show(tuned: Tuned) -> None:
         pairs = ((trial.tokens_per_second[streams], trial.ttft_p50_seconds[streams] * 1000) for streams in STREAMS)
         cells = (f"{rate:.0f} / {wait:.0f}" for rate, wait in pairs)
         table.add_row(name, f"{trial.start_seconds:.0f}", f"{trial.memory_bytes / 2**20:.0f}", *cells, f"{trial.others:.0%}")
-    out.print(table, width=max(out.width, 110))
-    out.print("tokens a second / median milliseconds to the first token, by streams; others: their share of the processors")
+    out.print(table)
+    out.print("joined: engine core and worker in one process; start: seconds; 1, 16, 64 streams: tokens a second / median")
+    out.print("milliseconds to the first token; others: the share of the processors that other programs took meanwhile")
     out.print(f"* chosen, measured {tuned.measured_at:%Y-%m-%d} on {tuned.key.cpu}, {tuned.key.cores} cores", markup=False)
     if any(trial.others > DISTURBED for trial in tuned.trials):
         err.print("warning: other programs were busy meanwhile; measure again with --force when they are not", markup=False)

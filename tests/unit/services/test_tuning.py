@@ -159,5 +159,5 @@ async def test_tuning_goes_from_layout_to_layout_and_compiles_the_best(monkeypat
 
     assert [isinstance(event, Candidate) for event in events[:-1]] == [True, False] * (len(events) // 2)
     assert events[-1].layout == FAST
-    assert events[-1].chosen == "one process, 2 threads, compiled"
+    assert events[-1].chosen == "joined, 2 threads, compiled"
     assert len(events[-1].trials) == len(first_candidates(MACHINE)) + 1
