@@ -99,7 +99,7 @@ async def _tune(loaded: LoadedBundle, model: str, adapters: dict[str, str]) -> T
 def _show(tuned: Tuned) -> None:
     from services.tuning import DISTURBED, STREAMS
 
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("layout", no_wrap=True)
     for head in ("start", "MB", *(str(streams) for streams in STREAMS), "others"):
         table.add_column(head, justify="right", no_wrap=True)
