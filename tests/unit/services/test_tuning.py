@@ -161,3 +161,13 @@ async def test_tuning_goes_from_layout_to_layout_and_compiles_the_best(monkeypat
     assert events[-1].layout == FAST
     assert events[-1].chosen == "joined, 2 threads, compiled"
     assert len(events[-1].trials) == len(first_candidates(MACHINE)) + 1
+
+
+def test_others_are_what_is_busy_and_not_ours(monkeypatch):
+    monkeypatch.setattr(tuning.psutil.Process, "cpu_affinity", lambda self: [0, 1])
+    clock, busy, own = iter([0.0, 10.0]), iter([100.0, 118.0]), iter([5.0, 17.0])
+    monkeypatch.setattr(tuning.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(tuning, "_busy_seconds", lambda: next(busy))
+    monkeypatch.setattr(tuning, "_own_seconds", lambda: next(own))
+
+    assert tuning.Others().share() == pytest.approx(0.3)
