@@ -1,7 +1,7 @@
 # Two commands suffice: `make serve` sets everything up and serves the demo on http://localhost:3000, `make test` sets
 # everything up and passes the tests. `make` prints the others.
 .DEFAULT_GOAL := help
-.PHONY: help serve pack test test-unit lint build load bench bench-lora lock clean
+.PHONY: help serve pack test test-unit lint build load bench bench-lora bench-engine bench-features lock clean
 
 PYTHON_VERSION ?= 3.11
 HOST ?= 127.0.0.1
@@ -54,6 +54,12 @@ bench: .venv/.dev ## measure the gateway beside the bare engine, in one run
 
 bench-lora: .venv/.dev pack ## measure LoRA beside stock vLLM's and beside no LoRA, in one run (about 15 minutes)
 	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks.lora
+
+bench-engine: .venv/.dev pack ## measure our engine beside stock vLLM's defaults, in one run, on the same two processors
+	$(BIN)/python benchmarks/engine.py
+
+bench-features: .venv/.dev pack ## measure what a bundle may switch on in its engine: each switch on and off
+	$(BIN)/python benchmarks/features.py
 
 lock: $(UV) ## compile the locks anew, with hashes and without any index's address
 	$(LOCK) pyproject.toml --extra cpu --output-file requirements/cpu.txt

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from adapters.manifest import AdapterError, check_adapter
 from guards.policy import Policy, PolicyError, load_policy
 from prompts.template import PromptError, PromptVersion, load_prompt
 from services.parameters import SamplingParameters
+from services.parsers import known_parsers
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 SOURCE = r"^(pypi:[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+|hf:[\w.-]+/[\w.-]+@[0-9a-f]{40}|path:.+)$"
@@ -48,31 +50,104 @@ class Model(_Strict):
     quantization: Quantization = Quantization()
 
 
+class SpeculativeConfig(_Strict):
+    """Speculative decoding: tokens are guessed, and the model checks several in one step."""
+
+    method: Literal["ngram"] = Field(
+        description="ngram: guess what followed the same words earlier in the prompt or the answer; pays where answers copy"
+    )
+    num_speculative_tokens: int = Field(gt=0, le=16, description="tokens guessed in one step")
+    prompt_lookup_max: int = Field(default=4, gt=0, description="longest run of tokens that is looked up")
+    prompt_lookup_min: int = Field(default=2, gt=0, description="shortest run of tokens that is looked up")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.prompt_lookup_min > self.prompt_lookup_max:
+            msg = "prompt_lookup_min is above prompt_lookup_max; lower it"
+            raise ValueError(msg)
+        return self
+
+
+class StructuredOutputsConfig(_Strict):
+    """How answers are held to a JSON schema, a regular expression or a grammar."""
+
+    backend: Literal["auto", "xgrammar", "guidance", "outlines", "lm-format-enforcer"] = Field(
+        default="auto", description="auto: vLLM chooses for each request"
+    )
+    disable_any_whitespace: bool = Field(default=False, description="compact JSON; xgrammar and guidance only")
+    disable_additional_properties: bool = Field(default=False, description="guidance only")
+
+    @model_validator(mode="after")
+    def _backend_can(self) -> Self:
+        if self.disable_any_whitespace and self.backend not in ("xgrammar", "guidance"):
+            msg = "disable_any_whitespace needs backend xgrammar or guidance"
+            raise ValueError(msg)
+        if self.disable_additional_properties and self.backend != "guidance":
+            msg = "disable_additional_properties needs backend guidance"
+            raise ValueError(msg)
+        return self
+
+
 class Engine(_Strict):
     """vLLM's arguments, under vLLM's own names; what is not set here is derived from the machine."""
 
     max_model_len: int = Field(default=4096, gt=0, description="longest prompt plus answer, in tokens")
     max_num_seqs: int = Field(default=64, gt=0, description="requests in one batch")
-    max_num_batched_tokens: int | None = Field(default=None, gt=0)
+    max_num_batched_tokens: int | None = Field(
+        default=None,
+        gt=0,
+        description="tokens in one step; lower: running answers wait less for a new prompt (vLLM: 2048 on a CPU)",
+    )
     max_loras: int = Field(default=4, gt=0, description="adapters in one batch")
-    max_cpu_loras: int | None = Field(default=None, gt=0)
-    max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = 16
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    enforce_eager: bool | None = Field(default=None, description="skip torch.compile: starts sooner, runs slower")
-    enable_prefix_caching: bool = True
-    enable_chunked_prefill: bool | None = None
+    max_cpu_loras: int | None = Field(default=None, gt=0, description="adapters kept in memory")
+    max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = Field(default=16, description="highest rank of an adapter")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(default="auto", description="type of activations")
+    enforce_eager: bool | None = Field(
+        default=None,
+        description="true: never compile; false: always compile (starts later, needs a C++ compiler); unset: as tuned",
+    )
+    enable_prefix_caching: bool = Field(default=True, description="prompts that begin alike are computed once")
+    enable_chunked_prefill: bool | None = Field(
+        default=None,
+        description="cut long prompts over several steps; false needs max_num_batched_tokens of max_model_len or more",
+    )
+    block_size: Literal[32, 64, 128] | None = Field(default=None, description="tokens in a block of the KV cache")
     gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1, description="GPU engines only")
     kv_cache_memory_bytes: int | None = Field(default=None, gt=0, description="CPU engines: derived from free memory when unset")
-    tensor_parallel_size: int = Field(default=1, gt=0)
-    enable_auto_tool_choice: bool = False
-    tool_call_parser: str | None = None
-    reasoning_parser: str | None = None
-    seed: int | None = None
+    tensor_parallel_size: int = Field(default=1, gt=0, description="GPUs that share each layer")
+    pipeline_parallel_size: int = Field(default=1, gt=0, description="GPUs that share the layers between them")
+    data_parallel_size: int = Field(default=1, gt=0, description="copies of the model, each on GPUs of its own")
+    speculative_config: SpeculativeConfig | None = Field(default=None, description="speculative decoding; none when unset")
+    structured_outputs_config: StructuredOutputsConfig | None = Field(default=None, description="backend of structured outputs")
+    stream_interval: int | None = Field(
+        default=None, gt=0, description="tokens to an event of a stream; more: less work for each token, later sight of it"
+    )
+    enable_auto_tool_choice: bool = Field(default=False, description="let the model choose a tool")
+    tool_call_parser: str | None = Field(default=None, description="how the model's tool calls are read, by vLLM's name (hermes)")
+    reasoning_parser: str | None = Field(default=None, description="how the model's reasoning is read, by vLLM's name (qwen3)")
+    seed: int | None = Field(default=None, description="of requests that bring none")
+
+    @field_validator("tool_call_parser", "reasoning_parser")
+    @classmethod
+    def _parser_is_known(cls, name: str | None, info: ValidationInfo) -> str | None:
+        kind: Any = info.field_name
+        known = known_parsers(kind)
+        if name is not None and known and name not in known:
+            near = get_close_matches(name, known, n=1, cutoff=0.3)
+            msg = f"vLLM has no such parser{f'; did you mean {near[0]}?' if near else ''} It knows: {', '.join(sorted(known))}"
+            raise ValueError(msg)
+        return name
 
     @model_validator(mode="after")
-    def _tools_need_a_parser(self) -> Self:
+    def _goes_together(self) -> Self:
         if self.enable_auto_tool_choice and self.tool_call_parser is None:
             msg = "enable_auto_tool_choice needs tool_call_parser (for example hermes)"
+            raise ValueError(msg)
+        if self.max_num_batched_tokens is not None and self.max_num_batched_tokens < self.max_num_seqs:
+            msg = "max_num_batched_tokens is below max_num_seqs: a step must have room for a token of each; raise it"
+            raise ValueError(msg)
+        if self.enable_chunked_prefill is False and (self.max_num_batched_tokens or 0) < self.max_model_len:
+            msg = "enable_chunked_prefill: false needs max_num_batched_tokens of max_model_len or more, for the longest prompt"
             raise ValueError(msg)
         return self
 

@@ -1,19 +1,20 @@
 """The engine: stock vLLM as the child of a BentoML command service, on the loopback interface.
 
-On a CPU it runs as one process whose threads take all cores: stock vLLM keeps one core for its API server, and so computes
-on half of a two-core machine. On a GPU vLLM's own layout is kept.
+On a CPU its processes and threads lie as `services.layout` has it. On a GPU vLLM's own layout is kept.
 """
 
 from __future__ import annotations
 
 import ctypes.util
-import os  # noqa: TID251  only to count processors
+import json
 import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
+
+from services.layout import COMPILES_WITH_LORA, Layout, compiler_missing, this_machine
 
 if TYPE_CHECKING:
     from services.bundle import Bundle, Engine
@@ -23,6 +24,11 @@ GIB = 2**30
 # Arguments that are decided here for a CPU, and otherwise vLLM's business.
 _DERIVED = frozenset({"enforce_eager", "gpu_memory_utilization", "kv_cache_memory_bytes"})
 _LORA = frozenset({"max_loras", "max_cpu_loras", "max_lora_rank"})
+_PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+
+
+class UnusableEngine(ValueError):
+    """The bundle asks its engine for what vLLM cannot do here; the message says what to change."""
 
 
 def find_device(settings: Settings) -> str:
@@ -33,12 +39,23 @@ def find_device(settings: Settings) -> str:
 
 
 def vllm_arguments(
-    bundle: Bundle, *, model: Path, adapters: dict[str, Path], device: str, port: int, free_bytes: int
+    bundle: Bundle,
+    *,
+    model: Path,
+    adapters: dict[str, Path],
+    device: str,
+    port: int,
+    free_bytes: int,
+    layout: Layout | None = None,
 ) -> list[str]:
-    """Return vLLM's arguments for this bundle on this machine; `free_bytes` is the memory that nobody uses now."""
-    engine = bundle.engine
+    """Return vLLM's arguments for this bundle on this machine; `free_bytes` is the memory that nobody uses now.
+
+    `layout` is a CPU engine's; unless told, core and worker share a process and nothing is compiled. Raises UnusableEngine.
+    """
+    engine, lora = bundle.engine, bool(adapters)
+    check_engine(engine, device=device, lora=lora)
     arguments = ["--model", str(model), "--served-model-name", bundle.model.name, "--host", "127.0.0.1", "--port", str(port)]
-    arguments += ["--disable-uvicorn-access-log", *_own_arguments(engine, lora=bool(adapters))]
+    arguments += ["--disable-uvicorn-access-log", *_own_arguments(engine, lora=lora)]
     if adapters:
         arguments += ["--enable-lora", "--lora-modules", *(f"{name}={path}" for name, path in sorted(adapters.items()))]
     if device == "cuda":
@@ -47,26 +64,40 @@ def vllm_arguments(
         if engine.enforce_eager:
             arguments.append("--enforce-eager")
         return arguments
-    arguments += ["--distributed-executor-backend", "uni", "--kv-cache-memory-bytes", str(kv_cache_bytes(engine, free_bytes))]
-    if adapters or engine.enforce_eager is not False:  # vLLM compiles nothing on a CPU once LoRA is on
+    layout = layout or Layout(processes="joined")
+    arguments += [*layout.arguments, "--kv-cache-memory-bytes", str(kv_cache_bytes(engine, free_bytes))]
+    if not compiles(engine, layout, lora=lora):
         arguments.append("--enforce-eager")
     if adapters:
         arguments += ["--worker-extension-cls", "adapters.cpu_lora.GroupedLora"]
     return arguments
 
 
-def vllm_environment(device: str, cores: int) -> dict[str, str]:
-    """Return the environment variables that lay out vLLM's processes and threads."""
+def vllm_environment(device: str, cores: int, layout: Layout | None = None) -> dict[str, str]:
+    """Return the environment variables that lay out vLLM's processes and threads; without a layout, one process on `cores`."""
     quiet = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CONFIGURE_LOGGING": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     if device == "cuda":
         return quiet
-    return {
-        **quiet,
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": str(cores),
-        "VLLM_TARGET_DEVICE": "cpu",
-    }
+    layout = layout or Layout(processes="joined", threads=cores)
+    return {**quiet, **layout.environment, "VLLM_TARGET_DEVICE": "cpu"}
+
+
+def compiles(engine: Engine, layout: Layout, *, lora: bool) -> bool:
+    """Whether a CPU engine compiles its model: where vLLM can, as the bundle says, and else as the layout has it."""
+    if lora and not COMPILES_WITH_LORA:
+        return False
+    return layout.compiled if engine.enforce_eager is None else not engine.enforce_eager
+
+
+def check_engine(engine: Engine, *, device: str, lora: bool) -> None:
+    """Raise UnusableEngine for what vLLM would refuse on this device after half a minute, or in other words."""
+    if device == "cuda":
+        return
+    for name in _PARALLEL:
+        if (asked := getattr(engine, name)) > 1:
+            raise UnusableEngine(f"engine.{name}: {asked} is for GPUs; on a CPU there is one worker: leave it out")
+    if engine.enforce_eager is False and not lora and (missing := compiler_missing()):
+        raise UnusableEngine(f"engine.enforce_eager is false, but {missing}; or leave enforce_eager out")
 
 
 def kv_cache_bytes(engine: Engine, free_bytes: int) -> int:
@@ -106,8 +137,8 @@ def missing_libraries(device: str) -> str | None:
 
 
 def usable_cores() -> int:
-    """Return the number of processors this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Return the number of physical cores this process may use, within its container's share."""
+    return this_machine().cores
 
 
 def _own_arguments(engine: Engine, *, lora: bool) -> list[str]:
@@ -115,7 +146,11 @@ def _own_arguments(engine: Engine, *, lora: bool) -> list[str]:
     left_out = _DERIVED if lora else _DERIVED | _LORA
     for name, value in engine.model_dump(exclude_none=True, exclude=set(left_out)).items():
         flag = name.replace("_", "-")
-        if isinstance(value, bool):
+        if name in _PARALLEL and value == 1:
+            continue
+        if isinstance(value, dict):
+            arguments += [f"--{flag}", json.dumps(value)]
+        elif isinstance(value, bool):
             arguments.append(f"--{flag}" if value else f"--no-{flag}")
         else:
             arguments += [f"--{flag}", str(value)]

@@ -29,17 +29,18 @@ from services.engine import (
     find_device,
     free_memory_bytes,
     missing_libraries,
-    usable_cores,
     vllm_arguments,
     vllm_environment,
 )
 from services.engine_client import EngineClient, EngineWatch
+from services.layout import this_machine
 from services.lock import read_lock
 from services.pipeline import Pipeline
 from services.routing import Routes
 from services.settings import load_settings
 from services.store import stored_path
 from services.telemetry import Telemetry, configure_logs, merge_metrics
+from services.tuning import layout_here
 
 settings = load_settings()
 lock = read_lock(settings.lock)
@@ -67,12 +68,14 @@ class Engine:
         if message := missing_libraries(device):
             raise RuntimeError(message)
         adapters = {name: stored_path(tag) for name, tag in lock.adapters.items()}
+        bundle, machine = _loaded().bundle, this_machine()
+        layout = layout_here(bundle, lock.model, machine, settings.cache_dir, lora=bool(adapters))
         arguments = vllm_arguments(
-            _loaded().bundle, model=stored_path(lock.model), adapters=adapters, device=device,
-            port=settings.engine_port, free_bytes=free_memory_bytes(),
+            bundle, model=stored_path(lock.model), adapters=adapters, device=device,
+            port=settings.engine_port, free_bytes=free_memory_bytes(), layout=layout,
         )  # fmt: skip
         threading.Thread(target=_end_with_child, name="engine-watch", daemon=True).start()
-        return command(arguments, vllm_environment(device, usable_cores()))
+        return command(arguments, vllm_environment(device, machine.cores, layout))
 
 
 def _end_with_child() -> None:

@@ -21,6 +21,9 @@ class Settings(BaseSettings):
     engine_port: int = Field(default=8421, ge=1, le=65535, description="loopback port of the engine")
     engine_url: str | None = Field(default=None, description="an engine that runs elsewhere; none is started then")
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, description="longest request body, in bytes")
+    cache_dir: Path = Field(
+        default_factory=lambda: Path.home() / ".cache" / "ekiben", description="what `ekiben model tune` measured on this machine"
+    )
     engine_grace_seconds: float = Field(
         default=30.0, ge=0, description="how long an engine that was up may be away before /livez fails"
     )

@@ -50,6 +50,23 @@ def test_a_good_one(bundle_folder):
         ("  chat:", "  Chat Room:", 13, "pattern"),
         ("routes:", "engine: {max_loras: 4, max_cpu_loras: 2}\nroutes:", 12, "below max_loras"),
         ("routes:", "engine: {enable_auto_tool_choice: true}\nroutes:", 12, "needs tool_call_parser"),
+        ("routes:", "engine: {tool_call_parser: herms}\nroutes:", 12, "did you mean hermes?"),
+        ("routes:", "engine: {reasoning_parser: none-such}\nroutes:", 12, "vLLM has no such parser"),
+        (
+            "routes:",
+            "engine: {enable_chunked_prefill: false}\nroutes:",
+            12,
+            "needs max_num_batched_tokens of max_model_len or more",
+        ),
+        ("routes:", "engine: {max_num_batched_tokens: 32}\nroutes:", 12, "below max_num_seqs"),
+        ("routes:", "engine: {speculative_config: {method: eagle, num_speculative_tokens: 3}}\nroutes:", 12, "'ngram'"),
+        ("routes:", "engine: {speculative_config: {method: ngram}}\nroutes:", 12, "missing key 'num_speculative_tokens'"),
+        (
+            "routes:",
+            "engine: {structured_outputs_config: {backend: outlines, disable_any_whitespace: true}}\nroutes:",
+            12,
+            "xgrammar",
+        ),
         ("  open: {path", "  safe: {path", 8, "stands twice"),
     ],
 )

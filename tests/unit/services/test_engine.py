@@ -1,11 +1,14 @@
 """vLLM's arguments follow from the bundle and the machine."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from services import engine as engines
 from services.bundle import Bundle
-from services.engine import GIB, command, free_memory_bytes, kv_cache_bytes, vllm_arguments, vllm_environment
+from services.engine import GIB, UnusableEngine, command, free_memory_bytes, kv_cache_bytes, vllm_arguments, vllm_environment
+from services.layout import Layout
 
 ADAPTERS = {"b": Path("/store/b"), "a": Path("/store/a")}
 
@@ -22,9 +25,9 @@ def bundle(**engine):
     )
 
 
-def arguments(device="cpu", adapters=ADAPTERS, **engine):
+def arguments(device="cpu", adapters=ADAPTERS, layout=None, **engine):
     return vllm_arguments(
-        bundle(**engine), model=Path("/store/m"), adapters=adapters, device=device, port=8421, free_bytes=12 * GIB
+        bundle(**engine), model=Path("/store/m"), adapters=adapters, device=device, port=8421, free_bytes=12 * GIB, layout=layout
     )
 
 
@@ -57,6 +60,56 @@ def test_a_gpu_engine_keeps_vllms_layout_and_kernels():
     assert "--distributed-executor-backend" not in listed
     assert (value(listed, "--gpu-memory-utilization"), value(listed, "--tensor-parallel-size")) == ("0.8", "2")
     assert "OMP_NUM_THREADS" not in vllm_environment("cuda", 4)
+
+
+def test_gpus_share_a_model_as_the_bundle_says():
+    listed = arguments("cuda", tensor_parallel_size=2, pipeline_parallel_size=3, data_parallel_size=4)
+
+    assert [value(listed, f"--{kind}-parallel-size") for kind in ("tensor", "pipeline", "data")] == ["2", "3", "4"]
+    assert not any("parallel" in argument for argument in arguments("cuda"))
+
+
+@pytest.mark.parametrize("kind", ["tensor", "pipeline", "data"])
+def test_a_cpu_engine_refuses_what_takes_several_gpus(kind):
+    with pytest.raises(UnusableEngine, match=f"{kind}_parallel_size: 2 is for GPUs"):
+        arguments(**{f"{kind}_parallel_size": 2})
+
+
+def test_a_measured_layout_decides_on_processes_and_compiling():
+    layout = Layout(processes="apart", cpus="0-1", compiled=True)
+    listed = arguments(adapters={}, layout=layout)
+
+    assert "--distributed-executor-backend" not in listed
+    assert "--enforce-eager" not in listed
+    assert vllm_environment("cpu", 2, layout)["VLLM_CPU_OMP_THREADS_BIND"] == "0-1"
+
+
+def test_the_bundle_has_the_last_word_on_compiling_and_lora_cannot():
+    layout = Layout(processes="joined", threads=2, compiled=True)
+
+    assert "--enforce-eager" in arguments(adapters={}, layout=layout, enforce_eager=True)
+    assert "--enforce-eager" in arguments(layout=layout)
+
+
+def test_compiling_without_a_compiler_is_refused_before_the_engine_starts(monkeypatch):
+    monkeypatch.setattr(engines, "compiler_missing", lambda: "torch.compile needs a C++ compiler")
+    with pytest.raises(UnusableEngine, match=r"needs a C\+\+ compiler; or leave enforce_eager out"):
+        arguments(adapters={}, enforce_eager=False)
+
+    assert "--enforce-eager" in arguments(enforce_eager=False)
+
+
+def test_configurations_go_to_vllm_as_json():
+    listed = arguments(
+        speculative_config={"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 5},
+        structured_outputs_config={"backend": "guidance"}, block_size=32, stream_interval=4, adapters={},
+    )  # fmt: skip
+
+    assert json.loads(value(listed, "--speculative-config")) == {
+        "method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 5, "prompt_lookup_min": 2,
+    }  # fmt: skip
+    assert json.loads(value(listed, "--structured-outputs-config"))["backend"] == "guidance"
+    assert (value(listed, "--block-size"), value(listed, "--stream-interval")) == ("32", "4")
 
 
 def test_without_adapters_there_is_no_lora_and_compiling_may_be_asked_for():
