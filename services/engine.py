@@ -8,28 +8,21 @@ from __future__ import annotations
 
 import ctypes.util
 import os  # noqa: TID251  only to count processors
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
+from services.target import find_device as find_device  # noqa: PLC0414  what starts engines has it from here
+
 if TYPE_CHECKING:
     from services.bundle import Bundle, Engine
-    from services.settings import Settings
 
 GIB = 2**30
 # Arguments that are decided here for a CPU, and otherwise vLLM's business.
 _DERIVED = frozenset({"enforce_eager", "gpu_memory_utilization", "kv_cache_memory_bytes"})
 _LORA = frozenset({"max_loras", "max_cpu_loras", "max_lora_rank"})
-
-
-def find_device(settings: Settings) -> str:
-    """Return `cpu` or `cuda`: as told, or by whether a GPU's driver answers on this machine."""
-    if settings.device != "auto":
-        return settings.device
-    return "cuda" if shutil.which("nvidia-smi") and Path("/dev/nvidia0").exists() else "cpu"
 
 
 def vllm_arguments(
