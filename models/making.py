@@ -19,6 +19,7 @@ from models.source import fetch
 HERE = Path(__file__).parent
 JOB = HERE / "quantize_job.py"
 TEXTS = HERE / "quality.txt"
+OPENINGS = HERE / "calibration.txt"
 
 
 class ModelError(RuntimeError):
@@ -36,16 +37,20 @@ class ModelRecipe:
     root: Path
     requirements: Path
     environment: Path
+    calibrated: bool = False
+    calibration: Path | None = None
+    """A text of the user's own to fit the weights on, where `calibrated`; otherwise the model goes on from our openings."""
 
 
 def model_version(recipe: ModelRecipe) -> str:
     """Return 16 hex digits over source, recipe, job, texts and the locked versions of the tools."""
+    texts = [recipe.calibration or OPENINGS] if recipe.calibrated else []
     inputs: dict[str, object] = {
         "source": recipe.source,
         "sha256": recipe.sha256,
         "recipe": recipe.recipe,
         "max_nll_increase": recipe.max_nll_increase,
-        "files": [hashlib.sha256(path.read_bytes()).hexdigest() for path in (JOB, TEXTS, recipe.requirements)],
+        "files": [hashlib.sha256(path.read_bytes()).hexdigest() for path in (JOB, TEXTS, recipe.requirements, *texts)],
     }
     if recipe.source.startswith("path:"):
         folder = recipe.root / recipe.source.removeprefix("path:")
@@ -64,6 +69,8 @@ def make_model(recipe: ModelRecipe, target: Path, advance: Callable[[float, floa
             "--scratch", str(Path(scratch) / "converted"), "--recipe", recipe.recipe, "--texts", str(TEXTS),
             "--max-nll-increase", str(recipe.max_nll_increase),
         ]  # fmt: skip
+        if recipe.calibrated:
+            command += ["--openings", str(OPENINGS)] if recipe.calibration is None else ["--calibration", str(recipe.calibration)]
         _run(command, advance, note)
 
 

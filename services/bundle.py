@@ -20,6 +20,9 @@ from guards.policy import Policy, PolicyError, load_policy
 from prompts.template import PromptError, PromptVersion, load_prompt
 from services.parameters import SamplingParameters
 from services.parsers import known_parsers
+from services.recipes import RECIPES, RecipeName, refusal
+from services.settings import load_settings
+from services.target import Target, find_device, find_target
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 SOURCE = r"^(pypi:[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+|hf:[\w.-]+/[\w.-]+@[0-9a-f]{40}|path:.+)$"
@@ -32,10 +35,37 @@ class _Strict(BaseModel):
 class Quantization(_Strict):
     """How the base model's weights are made smaller, and how much worse they may get."""
 
-    recipe: Literal["none", "w8a8"] = Field(default="w8a8", description="w8a8: 8-bit weights and activations (llmcompressor)")
-    max_nll_increase: float = Field(
-        default=0.1, gt=0, description="refuse when mean negative log-likelihood (nats a token) rises by more than this"
+    recipe: RecipeName = Field(
+        default="w8a8", description="; ".join(f"{name}: {recipe.summary}" for name, recipe in RECIPES.items())
     )
+    max_nll_increase: float | None = Field(
+        default=None, gt=0,
+        description="refuse when mean negative log-likelihood (nats a token) rises by more than this; left out: "
+        + ", ".join(f"{recipe.max_nll_increase} for {name}" for name, recipe in RECIPES.items() if name != "none"),
+    )  # fmt: skip
+    calibration: Path | None = Field(
+        default=None,
+        description='text that a w4a16 recipe is fitted on: a .txt with blank lines between texts, or a .jsonl of {"text"}; '
+        "left out, the unquantized model writes its own",
+    )
+
+    @property
+    def allowed_nll_increase(self) -> float:
+        """`max_nll_increase`, or the recipe's own."""
+        return RECIPES[self.recipe].max_nll_increase if self.max_nll_increase is None else self.max_nll_increase
+
+    def by(self, recipe: RecipeName) -> Quantization:
+        """Return this section with another recipe: a calibration text stays where it is of use, the bound is the recipe's own."""
+        if recipe == self.recipe:
+            return self
+        return Quantization(recipe=recipe, calibration=self.calibration if RECIPES[recipe].calibrated else None)
+
+    @model_validator(mode="after")
+    def _calibration_needs_a_recipe(self) -> Self:
+        if self.calibration is not None and not RECIPES[self.recipe].calibrated:
+            msg = f"{self.recipe} is not fitted on a text; remove calibration, or take a w4a16 recipe"
+            raise ValueError(msg)
+        return self
 
 
 class Model(_Strict):
@@ -241,16 +271,22 @@ class LoadedBundle:
     prompts: dict[str, PromptVersion]
     policies: dict[str, Policy]
 
+    def quantized(self, quantization: Quantization) -> LoadedBundle:
+        """Return the bundle with another quantization of the same base; whether its target runs it is not asked again."""
+        model = self.bundle.model.model_copy(update={"quantization": quantization})
+        return replace(self, bundle=self.bundle.model_copy(update={"model": model}))
+
 
 def json_schema() -> str:
     """Return the JSON schema of bundle.yaml, for editors."""
     return json.dumps(Bundle.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
-def load_bundle(path: Path, *, packed: bool = False) -> LoadedBundle:
+def load_bundle(path: Path, *, packed: bool = False, target: Target | None = None) -> LoadedBundle:
     """Read and check a bundle file; raises BundleError.
 
     With `packed` (inside a built Bento) the folders of documents and adapters are not asked for: they travel in the model store.
+    `target` is what the engine will run on: unless told, what EKIBEN_DEVICE says, or this machine.
     """
     if not path.is_file():
         raise BundleError([f"{path}: no such file; run the command in the bundle's folder or name the file with --bundle"])
@@ -270,7 +306,7 @@ def load_bundle(path: Path, *, packed: bool = False) -> LoadedBundle:
         problems = _duplicates(node, ()) + [_explain(item) for item in error.errors()]
         raise BundleError(_located(path, node, problems)) from error
     loaded = LoadedBundle(root=path.resolve().parent, bundle=bundle, prompts={}, policies={})
-    problems += _check_names(bundle)
+    problems += _check_names(bundle) + _check_recipe(bundle, target)
     loaded, found = _read_files(loaded)
     problems += found
     if not packed:
@@ -308,6 +344,43 @@ def _check_names(bundle: Bundle) -> list[Problem]:
     if bundle.engine.max_cpu_loras is not None and bundle.engine.max_cpu_loras < bundle.engine.max_loras:
         problems.append(Problem(("engine", "max_cpu_loras"), "must not be below max_loras; raise it or leave it out"))
     return problems
+
+
+def _check_recipe(bundle: Bundle, target: Target | None) -> list[Problem]:
+    recipe, where = bundle.model.quantization.recipe, ("model", "quantization", "recipe")
+    problems: list[Problem] = []
+    settings = load_settings()
+    if target is None and settings.engine_url is None:  # an engine elsewhere is not ours to judge
+        target = find_target(find_device(settings))
+    if target is not None and (message := refusal(recipe, target)):
+        problems.append(Problem(where, message))
+    if bundle.adapters and not RECIPES[recipe].keeps_activations:
+        message = (
+            f"{recipe} rescales what the layers are given, so adapters made for the unquantized model answer wrongly on it; "
+            "take w4a16-gptq or w8a8, or leave the adapters out"
+        )
+        problems.append(Problem(where, message))
+    return problems
+
+
+def check_calibration(file: Path) -> str | None:
+    """Return what is wrong with a calibration file, or None."""
+    if not file.is_file():
+        return f"{file} does not exist; make it or correct the path"
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return f"{file} is not text in UTF-8"
+    if file.suffix != ".jsonl":
+        return None if text.strip() else f"{file} is empty; write texts with blank lines between them"
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            row = json.loads(line) if line.strip() else {"text": ""}
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+            return f'{file}:{number}: not a JSON object with a "text"'
+    return None if text.strip() else f'{file} is empty; write one {{"text": ...}} a line'
 
 
 def _read_files(loaded: LoadedBundle) -> tuple[LoadedBundle, list[Problem]]:
@@ -350,6 +423,10 @@ def _check_folders(loaded: LoadedBundle) -> list[Problem]:
             problems.append(Problem(("collections", name, "path"), message))
         elif not any(item.is_file() for item in folder.rglob("*")):
             problems.append(Problem(("collections", name, "path"), f"{folder} holds no files; put documents into it"))
+    if bundle.model.quantization.calibration is not None:
+        message = check_calibration(loaded.root / bundle.model.quantization.calibration)
+        if message is not None:
+            problems.append(Problem(("model", "quantization", "calibration"), message))
     if bundle.model.source.startswith("path:"):
         folder = loaded.root / bundle.model.source.removeprefix("path:")
         if not (folder / "config.json").is_file():

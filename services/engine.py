@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes.util
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +14,10 @@ from typing import TYPE_CHECKING
 import psutil
 
 from services.layout import COMPILES_WITH_LORA, Layout, compiler_missing, this_machine
+from services.target import find_device as find_device  # noqa: PLC0414  what starts engines has it from here
 
 if TYPE_CHECKING:
     from services.bundle import Bundle, Engine
-    from services.settings import Settings
 
 GIB = 2**30
 # Arguments that are decided here for a CPU, and otherwise vLLM's business.
@@ -29,13 +28,6 @@ _PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_si
 
 class UnusableEngine(ValueError):
     """The bundle asks its engine for what vLLM cannot do here; the message says what to change."""
-
-
-def find_device(settings: Settings) -> str:
-    """Return `cpu` or `cuda`: as told, or by whether a GPU's driver answers on this machine."""
-    if settings.device != "auto":
-        return settings.device
-    return "cuda" if shutil.which("nvidia-smi") and Path("/dev/nvidia0").exists() else "cpu"
 
 
 def vllm_arguments(

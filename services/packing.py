@@ -14,6 +14,7 @@ from adapters.manifest import check_adapter, digest_files
 from models.making import ModelRecipe, make_model, model_version
 from services.bundle import LoadedBundle
 from services.lock import Lock
+from services.recipes import RECIPES
 from services.settings import ROOT
 from services.store import is_stored, store
 
@@ -55,13 +56,16 @@ def _ensure(tag: str, what: str, fill: Callable[[Path], Any], metadata: dict[str
 def pack_model(loaded: LoadedBundle, progress: Progress) -> str:
     """Make the base model unless the store has it; return its tag."""
     entry = loaded.bundle.model
+    quantization = entry.quantization
     recipe = ModelRecipe(
-        source=entry.source, sha256=entry.sha256, recipe=entry.quantization.recipe,
-        max_nll_increase=entry.quantization.max_nll_increase, root=loaded.root,
+        source=entry.source, sha256=entry.sha256, recipe=quantization.recipe,
+        max_nll_increase=quantization.allowed_nll_increase, root=loaded.root,
         requirements=ROOT / "requirements" / "quantize.txt", environment=ROOT / ".venv-quantize",
+        calibrated=RECIPES[quantization.recipe].calibrated,
+        calibration=loaded.root / quantization.calibration if quantization.calibration else None,
     )  # fmt: skip
     tag = f"{entry.name}:{model_version(recipe)}"
-    metadata: dict[str, object] = {"source": entry.source, "recipe": entry.quantization.recipe}
+    metadata: dict[str, object] = {"source": entry.source, "recipe": quantization.recipe}
     return _ensure(tag, "model", lambda folder: make_model(recipe, folder, progress.advance, progress.note), metadata, progress)
 
 

@@ -9,8 +9,7 @@ from rich.table import Table
 
 from services.bundle import json_schema
 from services.cli import adapter, bento, guard, model, prompt, rag
-from services.cli.console import Bar, BundleOption, err, load, out, reported, write_lock
-from services.settings import load_settings
+from services.cli.console import Bar, BundleOption, DeviceOption, err, load, out, reported, target_of, write_lock
 
 app = typer.Typer(help="Pack an LLM application into one versioned Bento.", no_args_is_help=True, pretty_exceptions_enable=False)
 for name, group in (("model", model), ("adapter", adapter), ("rag", rag), ("guard", guard), ("prompt", prompt), ("bento", bento)):
@@ -18,12 +17,13 @@ for name, group in (("model", model), ("adapter", adapter), ("rag", rag), ("guar
 
 
 @app.command()
-def check(bundle: BundleOption = None) -> None:
+def check(bundle: BundleOption = None, device: DeviceOption = None) -> None:
     """Check bundle.yaml and every file it names, and start nothing.
 
-    Prints each problem with its file, line and remedy, and exits with 1 when there is one.
+    Prints each problem with its file, line and remedy, and exits with 1 when there is one. A bundle for a GPU server can be
+    checked on a laptop: --device cuda.
     """
-    loaded = load(bundle)
+    loaded = load(bundle, device)
     content = loaded.bundle
     out.print(
         f"{content.name}: {content.model.name} ({content.model.quantization.recipe}) from {content.model.source}", markup=False
@@ -42,16 +42,16 @@ def schema() -> None:
 
 
 @app.command()
-def pack(bundle: BundleOption = None) -> None:
+def pack(bundle: BundleOption = None, device: DeviceOption = None) -> None:
     """Bring the model, the adapters and the indexes into the BentoML model store, and write bundle.lock.
 
     What is in the store already is left alone, so a second run takes a moment.
     """
-    loaded = load(bundle)
-    from services.engine import find_device, missing_libraries
+    loaded = load(bundle, device)
+    from services.engine import missing_libraries
     from services.packing import pack as pack_bundle
 
-    if message := missing_libraries(find_device(load_settings())):
+    if message := missing_libraries(target_of(device).device):
         err.print(f"warning: {message}", markup=False)
     with reported(), Bar() as bar:
         lock = pack_bundle(loaded, bar)

@@ -13,12 +13,19 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from services.bundle import BundleError, LoadedBundle, load_bundle
 from services.settings import load_settings
+from services.target import Device, Target, find_device, find_target
 
 if TYPE_CHECKING:
     from services.lock import Lock
 
 BundleOption = Annotated[
-    Path | None, typer.Option("--bundle", "-b", help="The bundle file [default: bundle.yaml of this project].")
+    Path | None, typer.Option("--bundle", "-b", help="The bundle file (default: bundle.yaml of this project).")
+]
+DeviceOption = Annotated[
+    Device | None,
+    typer.Option(
+        "--device", help="What it will be served on, where that is not this machine (default: EKIBEN_DEVICE, or found)."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 out = Console(highlight=False, soft_wrap=True)
@@ -32,15 +39,20 @@ def fail(message: str) -> NoReturn:
     raise typer.Exit(1)
 
 
-def load(path: Path | None) -> LoadedBundle:
-    """Return the checked bundle, or print every problem and end with 1."""
+def load(path: Path | None, device: Device | None = None) -> LoadedBundle:
+    """Return the bundle, checked for what it will be served on, or print every problem and end with 1."""
     try:
-        return load_bundle(path or load_settings().bundle)
+        return load_bundle(path or load_settings().bundle, target=None if device is None else find_target(device))
     except BundleError as error:
         for line in error.lines:
             err.print(line, markup=False, style="red")
         err.print(f"{len(error.lines)} problem{'s' if len(error.lines) > 1 else ''}; nothing was started.")
         raise typer.Exit(1) from error
+
+
+def target_of(device: Device | None) -> Target:
+    """Return what a model will be served on: as told, or by EKIBEN_DEVICE, or this machine."""
+    return find_target(device or find_device(load_settings()))
 
 
 @contextmanager

@@ -46,7 +46,8 @@ def test_check_fails_with_file_line_and_remedy(ekiben, tmp_path):
 
 @pytest.mark.parametrize(
     "command",
-    [(), ("check",), ("schema",), ("pack",), ("model", "make"), ("adapter", "check"), ("rag", "ingest"), ("rag", "search"),
+    [(), ("check",), ("schema",), ("pack",), ("model", "make"), ("model", "quantize"),
+     ("model", "compare"), ("adapter", "check"), ("rag", "ingest"), ("rag", "search"),
      ("guard", "scan"), ("prompt", "list"), ("bento", "version"), ("bento", "build")],
 )  # fmt: skip
 def test_every_command_has_help(ekiben, command):
@@ -122,3 +123,21 @@ def test_a_store_that_fails_to_fill_registers_nothing(home):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
 
     assert done.stdout.split() == ["False", "True"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("check", "--device", "tpu"), "tpu"),
+        (("model", "quantize", "--recipe", "w3"), "w3"),
+        (("model", "quantize", "--recipe", "w8a8", "--calibration", "README.md"), "w8a8 is not fitted on a text"),
+        (("model", "quantize", "--recipe", "w4a16-gptq", "--calibration", "gone.txt", "--device", "cuda"), "does not exist"),
+        (("model", "compare", "--recipes", "w8a8,w3"), "no recipe named w3"),
+        (("model", "compare", "--adapter", "travel-intents"), "--adapter and --data go together"),
+    ],
+)
+def test_what_cannot_be_made_or_compared_is_said_before_anything_starts(ekiben, arguments, says):
+    done = ekiben(*arguments)
+
+    assert done.returncode != 0
+    assert says in done.stderr

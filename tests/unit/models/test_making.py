@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +37,53 @@ def test_the_version_of_a_folder_follows_its_content(recipe, tmp_path):
     (folder / "config.json").write_text("{ }")
 
     assert model_version(mine) != first
+
+
+def test_the_version_follows_the_text_that_the_weights_are_fitted_on(recipe, tmp_path):
+    mine = tmp_path / "mine.txt"
+    mine.write_text("One text.")
+    fitted = replace(recipe, recipe="w4a16-gptq", calibrated=True)
+    own, given = model_version(fitted), model_version(replace(fitted, calibration=mine))
+    mine.write_text("Another text.")
+
+    assert (
+        len({own, given, model_version(replace(fitted, calibration=mine)), model_version(replace(fitted, calibrated=False))}) == 4
+    )
+
+
+def test_a_recipe_that_fits_nothing_is_not_made_anew_for_another_calibration_text(recipe, tmp_path, monkeypatch):
+    first = model_version(recipe)
+    (tmp_path / "openings.txt").write_text("others")
+    monkeypatch.setattr(making, "OPENINGS", tmp_path / "openings.txt")
+
+    assert model_version(recipe) == first
+
+
+@pytest.mark.parametrize(
+    ("calibrated", "calibration", "expected"),
+    [
+        (False, None, []),
+        (True, None, ["--openings", str(making.OPENINGS)]),
+        (True, "mine.txt", ["--calibration", "mine.txt"]),
+    ],
+)
+def test_the_job_is_told_what_to_calibrate_on(recipe, tmp_path, monkeypatch, calibrated, calibration, expected):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    commands = []
+    monkeypatch.setattr(making, "_environment", lambda *_: Path("python"))
+    monkeypatch.setattr(making, "_run", lambda command, *_: commands.append(command))
+    asked = replace(recipe, source="path:mine", calibrated=calibrated, calibration=calibration and Path(calibration))
+    making.make_model(asked, tmp_path / "out", lambda *_: None, lambda _: None)
+
+    [command] = commands
+    assert command[command.index("--max-nll-increase") + 2 :] == expected
+
+
+def test_we_do_not_calibrate_on_the_judges_text():
+    lines = [set(path.read_text().splitlines()) - {""} for path in (making.OPENINGS, making.TEXTS)]
+
+    assert not lines[0] & lines[1]
 
 
 def test_a_job_reports_notes_progress_and_its_error():

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from services.bundle import BundleError, json_schema, load_bundle
+from services.bundle import BundleError, Quantization, json_schema, load_bundle
+from services.target import Target
 
 ROOT = Path(__file__).resolve().parents[3]
 HEAVY = ("torch", "vllm", "bentoml", "presidio_analyzer", "lancedb", "langchain_core", "numpy")
@@ -105,6 +106,73 @@ def test_an_adapter_for_another_base_is_refused(bundle_folder):
     path.write_text(path.read_text() + f"adapters:\n  travel: {{path: {adapter}}}\n")
     with pytest.raises(BundleError, match=r"bundle\.yaml:17: adapters\.travel\.path: .*made for base"):
         load_bundle(path)
+
+
+MODEL = 'model: {name: tiny, source: "pypi:tiny==1"'
+XEON = Target("cpu", "x86_64", frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq"}))
+LAPTOP = Target("cpu", "x86_64", frozenset({"avx2"}))
+
+
+def quantized(folder, section, target):
+    path = folder / "bundle.yaml"
+    path.write_text(path.read_text().replace(MODEL, f"{MODEL}, quantization: {section}"))
+    return load_bundle(path, target=target)
+
+
+@pytest.mark.parametrize(
+    ("section", "target", "says"),
+    [
+        ("{recipe: fp8}", XEON, "bundle.yaml:3: model.quantization.recipe: fp8 is not for this CPU"),
+        ("{recipe: w4a16-awq}", LAPTOP, "this one lacks avx512bw"),
+        ("{recipe: w2}", XEON, "bundle.yaml:3: model.quantization.recipe: "),
+        ("{recipe: w8a8, calibration: a.txt}", XEON, "w8a8 is not fitted on a text"),
+        ("{recipe: w4a16-gptq, calibration: gone.txt}", XEON, "bundle.yaml:3: model.quantization.calibration: "),
+        ("{recipe: w4a16-gptq, calibration: empty.txt}", XEON, "is empty"),
+        ("{recipe: w4a16-gptq, calibration: bad.jsonl}", XEON, "bad.jsonl:2: not a JSON object with a"),
+        ("{recipe: w4a16-gptq, max_nll_increase: 0}", XEON, "greater than 0"),
+    ],
+)
+def test_a_quantization_that_cannot_be_made_or_served_is_refused(bundle_folder, section, target, says):
+    (bundle_folder / "empty.txt").write_text("\n")
+    (bundle_folder / "bad.jsonl").write_text('{"text": "good"}\n{"label": "x"}\n')
+    with pytest.raises(BundleError) as caught:
+        quantized(bundle_folder, section, target)
+
+    assert any(says in line for line in caught.value.lines), caught.value.lines
+
+
+def test_a_bundle_for_a_gpu_passes_when_it_is_checked_for_one(bundle_folder, monkeypatch):
+    assert quantized(bundle_folder, "{recipe: fp8}", Target("cuda")).bundle.model.quantization.recipe == "fp8"
+    monkeypatch.setenv("EKIBEN_DEVICE", "cuda")
+    assert load_bundle(bundle_folder / "bundle.yaml")
+    monkeypatch.setenv("EKIBEN_DEVICE", "cpu")
+    with pytest.raises(BundleError, match="fp8 is not for"):
+        load_bundle(bundle_folder / "bundle.yaml")
+    monkeypatch.setenv("EKIBEN_ENGINE_URL", "http://elsewhere:1")
+    assert load_bundle(bundle_folder / "bundle.yaml")
+
+
+def test_adapters_are_refused_on_a_base_whose_activations_were_rescaled(bundle_folder):
+    path = bundle_folder / "bundle.yaml"
+    adapter = ROOT / "adapters" / "travel-intents"
+    path.write_text(path.read_text() + f"adapters:\n  travel: {{path: {adapter}}}\n")
+    with pytest.raises(BundleError, match="adapters made for the unquantized model answer wrongly on it"):
+        quantized(bundle_folder, "{recipe: w4a16-awq}", XEON)
+
+
+def test_a_calibration_file_that_is_there_passes(bundle_folder):
+    (bundle_folder / "mine.jsonl").write_text('{"text": "good"}\n\n{"text": "also", "label": "x"}\n')
+    section = quantized(bundle_folder, "{recipe: w4a16-gptq, calibration: mine.jsonl}", XEON).bundle.model.quantization
+
+    assert section.by("w4a16-awq").calibration == Path("mine.jsonl")
+    assert section.by("w8a8") == Quantization(recipe="w8a8")
+
+
+def test_the_bound_is_the_bundles_or_the_recipes_own():
+    given = Quantization(recipe="w8a8", max_nll_increase=0.03)
+
+    assert given.allowed_nll_increase == given.by("w8a8").allowed_nll_increase == 0.03
+    assert given.by("w4a16-gptq").allowed_nll_increase == Quantization(recipe="w4a16-gptq").allowed_nll_increase > 0.1
 
 
 def test_no_file(tmp_path):
