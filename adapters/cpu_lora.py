@@ -5,13 +5,12 @@ the base model that share a batch with an adapter's are answered by the adapter 
 Here the slots of a layer lie in one `Pack`, the slices of a fused layer side by side. A step's tokens are grouped by adapter
 once, in a `Step`; each layer then costs two batched matrix products in float32, and tokens of the base model cost nothing.
 
-vLLM loads this file by `--worker-extension-cls adapters.cpu_lora.GroupedLora`, before the model is made. CPU engines only.
+The worker installs it before the model is made (`services.cpu_worker`). CPU engines only.
 """
 
 from __future__ import annotations
 
 import itertools
-import sys
 from typing import Any, NamedTuple
 
 import torch
@@ -52,11 +51,10 @@ class Pack:
             self._add_run(y[run.rows], x[run.rows], run.slot)
         if groups.scattered is None:
             return
-        slots, order, padding, inverse = groups.scattered
-        gathered = x.index_select(0, order).float().view(*padding.shape[:2], -1)
-        # An empty slot's product is never read, but may be infinite: zeros are written, not multiplied in.
-        shrunk = torch.bmm(gathered, self.a[slots]).masked_fill_(padding, 0.0)
-        share = torch.bmm(shrunk, self.b[slots]).flatten(0, 1).to(y.dtype)
+        slots, order, length, inverse = groups.scattered
+        gathered = x.index_select(0, order).float().view(-1, length, x.shape[1])
+        share = torch.bmm(torch.bmm(gathered, self.a[slots]), self.b[slots]).flatten(0, 1).to(y.dtype)
+        share[length - 1] = 0  # written, not multiplied in: an adapter's product may be infinite
         y[:, : self.b.shape[2]] += share.index_select(0, inverse)
 
     def _add_run(self, y: torch.Tensor, x: torch.Tensor, slot: int) -> None:
@@ -78,13 +76,13 @@ class Run(NamedTuple):
 class Scattered(NamedTuple):
     """Single tokens of several slots, as in decoding, gathered into a block for each slot and all blocks equally long.
 
-    `order` (slots * length,) says which token stands where, `padding` (slots, length, 1) where none does, and `inverse`
-    (tokens,) brings each token its row back: those without an adapter get a row of padding, which is zero.
+    `order` (slots * length,) says which token stands where, and `inverse` (tokens,) brings each token its row back: those
+    without an adapter get row length - 1, the last of the first block, which is no token's.
     """
 
     slots: slice
     order: torch.Tensor
-    padding: torch.Tensor
+    length: int
     inverse: torch.Tensor
 
 
@@ -127,17 +125,14 @@ class Step:
 
     def _scatter(self, tokens: dict[int, list[int]]) -> Scattered:
         slots = range(min(tokens), max(tokens) + 1)
-        # One row more than the longest needs: it is no token's, and so the zeros that tokens without an adapter get.
         length = max(len(rows) for rows in tokens.values()) + 1
         order = torch.zeros(len(slots), length, dtype=torch.long)
-        padding = torch.ones(len(slots), length, 1, dtype=torch.bool)
         inverse = torch.full((self.tokens,), length - 1)
         for block, slot in enumerate(slots):
             rows = torch.tensor(tokens.get(slot, []), dtype=torch.long)
             order[block, : len(rows)] = rows
-            padding[block, : len(rows)] = False
             inverse[rows] = torch.arange(len(rows)) + block * length
-        return Scattered(slice(slots.start, slots.stop), order.flatten(), padding, inverse)
+        return Scattered(slice(slots.start, slots.stop), order.flatten(), length, inverse)
 
 
 # One worker has one model and one step at a time. A layer is known by where the memory of its first slice begins.
@@ -187,16 +182,10 @@ def adopt(layer: Any) -> Any:
     return layer
 
 
-def install() -> None:
-    """Put the kernel in the place of vLLM's; raises RuntimeError on a vLLM that it was not checked with."""
+def check_vllm() -> None:
+    """Raise RuntimeError on a vLLM that this file was not checked with, and on a GPU."""
     import vllm
-    from vllm.config import CompilationMode
-    from vllm.lora import model_manager
-    from vllm.lora.layers import base_linear as stock_layers
-    from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
-    from vllm.lora.punica_wrapper import punica_cpu
     from vllm.platforms import current_platform
-    from vllm.v1.worker import cpu_model_runner
 
     if not vllm.__version__.startswith(CHECKED_VERSION):
         msg = (
@@ -207,6 +196,21 @@ def install() -> None:
     if not current_platform.is_cpu():
         msg = "adapters/cpu_lora.py is for CPU engines; on a GPU vLLM's own kernels are right: leave --worker-extension-cls out"
         raise RuntimeError(msg)
+
+
+def install() -> None:
+    """Put the kernel in the place of vLLM's; raises RuntimeError where it must not be."""
+    check_vllm()
+    from vllm.config import CompilationMode
+    from vllm.lora import model_manager as manager
+    from vllm.lora.layers import base_linear as layers
+    from vllm.lora.punica_wrapper import punica_cpu
+    from vllm.v1.worker import cpu_model_runner
+
+    # vLLM exports none of these as something to replace.
+    stock_manager: Any = manager
+    stock_layers: Any = layers
+    stock_runner: Any = cpu_model_runner.CPUModelRunner
 
     class GroupedPunicaWrapper(punica_cpu.PunicaWrapperCPU):
         """vLLM's interface to LoRA kernels, over this file's."""
@@ -224,13 +228,12 @@ def install() -> None:
         def add_lora_embedding(self, *_: Any, **__: Any) -> None:
             """Do nothing: the gate lets no adapter in that has weights for the embeddings."""
 
-    stock_from_layer, stock_logits, stock_load = (
-        model_manager.from_layer, model_manager.from_layer_logits_processor, cpu_model_runner.CPUModelRunner.load_model
-    )  # fmt: skip
+    stock_from_layer, stock_logits = stock_manager.from_layer, stock_manager.from_layer_logits_processor
+    stock_load, stock_device = stock_runner.load_model, stock_layers._get_lora_device  # noqa: SLF001  there is no public one
 
     def from_layer(layer: Any, *args: Any, **kwargs: Any) -> Any:
         made = stock_from_layer(layer, *args, **kwargs)
-        return adopt(made) if isinstance(made, BaseLinearLayerWithLoRA) else made
+        return adopt(made) if isinstance(made, layers.BaseLinearLayerWithLoRA) else made
 
     def load_model(runner: Any, *args: Any, **kwargs: Any) -> None:
         # vLLM switches compilation off for LoRA on a CPU after having set it up: its own kernels cannot be compiled.
@@ -239,8 +242,6 @@ def install() -> None:
             compilation.mode = CompilationMode.DYNAMO_TRACE_ONCE
         stock_load(runner, *args, **kwargs)
 
-    stock_device = stock_layers._get_lora_device  # noqa: SLF001  there is no public one
-
     def get_lora_device(base_layer: Any) -> torch.device:
         # On a CPU without AMX the INT8 weight is packed into oneDNN's own memory and the layer's is None.
         if getattr(base_layer, "weight", base_layer) is None:
@@ -248,16 +249,7 @@ def install() -> None:
         return stock_device(base_layer)
 
     stock_layers._get_lora_device = get_lora_device  # noqa: SLF001
-    model_manager.from_layer = from_layer
-    model_manager.from_layer_logits_processor = lambda *args, **kwargs: adopt(stock_logits(*args, **kwargs))
-    model_manager.get_punica_wrapper = GroupedPunicaWrapper
-    cpu_model_runner.CPUModelRunner.load_model = load_model
-
-
-class GroupedLora:
-    """The class that `--worker-extension-cls` names; vLLM mixes it into its worker."""
-
-
-# vLLM imports this file for its effect. The functions alone can be had without vLLM.
-if "vllm" in sys.modules:
-    install()
+    stock_manager.from_layer = from_layer
+    stock_manager.from_layer_logits_processor = lambda *args, **kwargs: adopt(stock_logits(*args, **kwargs))
+    stock_manager.get_punica_wrapper = GroupedPunicaWrapper
+    stock_runner.load_model = load_model

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
-from adapters.manifest import CONFIG, MANIFEST, WEIGHTS, AdapterError, Manifest, digest_file
+from adapters.manifest import CONFIG, MANIFEST, WEIGHTS, AdapterError, Manifest, digest_file, read_manifest
 
 MAX_BYTES = 2 * 2**30
 # The base's own weights have a root mean square of 0.02 to 0.2; what training adds stays well below.
@@ -56,8 +55,8 @@ def check_adapter(folder: Path, *, base: BaseModel, max_lora_rank: int) -> Manif
     manifest, config = _read(folder)
     if manifest.base_source != base.source:
         msg = (
-            f"{folder / MANIFEST}: base_source: made for base {manifest.base_source!r}, but the bundle's model is {base.source!r}; "
-            "train it on this base or take an adapter that was"
+            f"{folder / MANIFEST}: base_source: made for base {manifest.base_source!r}, but the bundle's model is "
+            f"{base.source!r}; train it on this base or take an adapter that was"
         )
         raise AdapterError(msg)
     found = digest_file(folder / WEIGHTS)
@@ -95,12 +94,7 @@ def _check_files(folder: Path) -> None:
 
 
 def _read(folder: Path) -> tuple[Manifest, dict[str, Any]]:
-    try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "file"
-        raise AdapterError(f"{folder / MANIFEST}: {where}: {first['msg']}; `ekiben adapter train` writes it") from error
+    manifest = read_manifest(folder)
     try:
         config = json.loads((folder / CONFIG).read_bytes())
         rank = config["r"]
@@ -165,7 +159,7 @@ def _check_pair(
             kinds = ", ".join(sorted({name.rpartition(".")[2] for name in linears}))
             raise AdapterError(f"{path}: {layer}: the base has no such linear layer; target_modules may be: {kinds}")
         if (b.shape[0], a.shape[1]) != linears[layer]:
-            msg = f"{path}: {layer}: made for a layer of shape {(b.shape[0], a.shape[1])}, the base's is {linears[layer]}; wrong base"
+            msg = f"{path}: {layer}: made for a layer of shape {(b.shape[0], a.shape[1])}, the base's is {linears[layer]}"
             raise AdapterError(msg)
     # The Frobenius norm of B·A from two small products: tr((BᵀB)(AAᵀ)).
     wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)

@@ -96,9 +96,9 @@ class Registry(BaseModel):
             if known is not None and known.packed == version:
                 continue
             names = known.model_copy(update={"packed": version}) if known else Names(packed=version)
-            state = state._with(adapters={**state.adapters, name: names}).pointed(name, version, LIVE)
+            state = state.changed(adapters={**state.adapters, name: names}).pointed(name, version, LIVE)
             if not state.holds(name, version):
-                state = state._with(loaded=(*state.loaded, Loaded(name=name, version=version)))
+                state = state.changed(loaded=(*state.loaded, Loaded(name=name, version=version)))
         return state
 
     def pointed(self, name: str, version: str, alias: str) -> Registry:
@@ -109,7 +109,7 @@ class Registry(BaseModel):
         if before is not None and before != version:
             history = {**history, alias: [*history.get(alias, []), before][-10:]}
         changed = names.model_copy(update={"aliases": {**names.aliases, alias: version}, "history": history})
-        return self._with(adapters={**self.adapters, name: changed})
+        return self.changed(adapters={**self.adapters, name: changed})
 
     def previous(self, name: str, alias: str) -> str:
         """Return what an alias stood for before; raises AdapterError when it stood for nothing else."""
@@ -128,7 +128,7 @@ class Registry(BaseModel):
                 "history": {**names.history, alias: names.history[alias][:-1]},
             }
         )
-        return self._with(adapters={**self.adapters, name: changed})
+        return self.changed(adapters={**self.adapters, name: changed})
 
     def with_loaded(self, new: Loaded, *, capacity: int, last_used: Mapping[str, float]) -> tuple[Registry, list[Loaded]]:
         """Load a version; return the state and what had to go for it: the least recently used that nothing holds.
@@ -145,7 +145,7 @@ class Registry(BaseModel):
             )
             raise AdapterError(msg)
         evicted = free[: max(excess, 0)]
-        return self._with(loaded=(*(one for one in others if one not in evicted), new)), evicted
+        return self.changed(loaded=(*(one for one in others if one not in evicted), new)), evicted
 
     def unloaded(self, name: str, version: str) -> Registry:
         """Unload a version; raises AdapterError when it is not loaded or an alias stands for it."""
@@ -154,7 +154,7 @@ class Registry(BaseModel):
         if aliases := self.aliases_of(name, version):
             msg = f"{name}@{version} is {', '.join(aliases)}: promote another version first"
             raise AdapterError(msg)
-        return self._with(loaded=tuple(one for one in self.loaded if (one.name, one.version) != (name, version)))
+        return self.changed(loaded=tuple(one for one in self.loaded if (one.name, one.version) != (name, version)))
 
     def without_alias(self, name: str, alias: str) -> Registry:
         """Take an alias away; raises AdapterError when it is `live` or not there."""
@@ -164,12 +164,13 @@ class Registry(BaseModel):
         if alias == LIVE:
             raise AdapterError(f"{name}@{LIVE} cannot be taken away: promote another version instead")
         rest = {key: version for key, version in names.aliases.items() if key != alias}
-        return self._with(adapters={**self.adapters, name: names.model_copy(update={"aliases": rest})})
+        return self.changed(adapters={**self.adapters, name: names.model_copy(update={"aliases": rest})})
 
     def _held(self, one: Loaded) -> bool:
         return one.pinned or bool(self.aliases_of(one.name, one.version))
 
-    def _with(self, **changes: object) -> Registry:
+    def changed(self, **changes: object) -> Registry:
+        """Return a copy with these fields, one generation on."""
         return self.model_copy(update={**changes, "generation": self.generation + 1})
 
 

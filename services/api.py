@@ -23,6 +23,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from services.admin import admin_routes
 from services.errors import BodyTooLarge, EkibenError, InvalidRequest, UnknownModel
 from services.protocol import DONE, ChatRequest, CompletionRequest, EmbeddingRequest, frame, parse
 from services.telemetry import log
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
     from services.pipeline import Pipeline
+    from services.slots import Slots
 
 CLIENT_CLOSED_REQUEST = 499
 _JSON = [(b"content-type", b"application/json")]
@@ -53,6 +55,8 @@ class Parts:
     pipeline: Pipeline
     embedding: EmbeddingModel
     max_body_bytes: int
+    slots: Slots
+    admin_token: str | None = None
 
 
 class _Reply:
@@ -160,11 +164,12 @@ async def _gone(receive: Receive) -> None:
 
 
 async def _generate(parts: Parts, request: ChatRequest | CompletionRequest, reply: _Reply) -> None:
-    headers = _version_headers(parts.pipeline.routes.find(request.model).versions())
+    route = parts.pipeline.route(request)
+    headers = _version_headers(route.versions())
     if not request.stream:
-        await reply.whole(200, await parts.pipeline.answer(request), headers)
+        await reply.whole(200, await parts.pipeline.answer(request, route), headers)
         return
-    async with aclosing(parts.pipeline.stream(request)) as events:
+    async with aclosing(parts.pipeline.stream(request, route)) as events:
         async for event in events:
             if not reply.started:
                 await reply.events(headers)
@@ -226,7 +231,7 @@ def _model_cards(parts: Parts) -> list[dict[str, Any]]:
             "object": "model",
             "created": _STARTED,
             "owned_by": "ekiben",
-            "ekiben": {"description": r.description, **r.versions()},
+            "ekiben": {"description": r.description, **r.versions(), "adapters": parts.slots.describe(r.adapters)},
         }
         for r in parts.pipeline.routes.all.values()
     ]
@@ -259,5 +264,6 @@ def create_app(compose: Callable[[], AbstractAsyncContextManager[Parts]]) -> Sta
         Route("/v1/embeddings", _Endpoint(_embeddings), methods=["POST"]),
         Route("/v1/models", _models, methods=["GET"]),
         Route("/v1/models/{name:path}", _model, methods=["GET"]),
+        *admin_routes(),
     ]
     return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _http_error})

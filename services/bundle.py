@@ -15,7 +15,10 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from adapters.manifest import AdapterError, check_adapter
+from adapters.gate import BaseModel as AdapterBase
+from adapters.gate import check_adapter
+from adapters.manifest import AdapterError
+from adapters.registry import REFERENCE, Reference
 from guards.policy import Policy, PolicyError, load_policy
 from prompts.template import PromptError, PromptVersion, load_prompt
 from services.parameters import SamplingParameters
@@ -24,6 +27,8 @@ from services.recipes import RECIPES, RecipeName, refusal
 from services.settings import load_settings
 from services.target import Target, find_device, find_target
 
+AdapterReference = Annotated[str, Field(pattern=REFERENCE)]
+Share = Annotated[float, Field(gt=0, description="share of the requests, relative to the others'")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 SOURCE = r"^(pypi:[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+|hf:[\w.-]+/[\w.-]+@[0-9a-f]{40}|path:.+)$"
 
@@ -157,6 +162,11 @@ class Engine(_Strict):
     reasoning_parser: str | None = Field(default=None, description="how the model's reasoning is read, by vLLM's name (qwen3)")
     seed: int | None = Field(default=None, description="of requests that bring none")
 
+    @property
+    def adapter_slots(self) -> int:
+        """How many adapter versions the engine keeps in memory."""
+        return self.max_cpu_loras or self.max_loras
+
     @field_validator("tool_call_parser", "reasoning_parser")
     @classmethod
     def _parser_is_known(cls, name: str | None, info: ValidationInfo) -> str | None:
@@ -225,11 +235,23 @@ class Route(_Strict):
     description: str = ""
     prompt: Name
     policy: Name
-    adapter: Name | None = None
+    adapter: AdapterReference | dict[AdapterReference, Share] | None = Field(
+        default=None,
+        description="NAME (its live version), NAME@VERSION, NAME@ALIAS, or several with shares: {a@live: 90, a@canary: 10}",
+    )
+    only_labels: bool = Field(
+        default=False, description="answer with one of the labels in the adapter's manifest, and nothing else"
+    )
     collection: Name | None = None
     parameters: SamplingParameters = Field(
         default=SamplingParameters(), description="sampling parameters for requests that leave them out, under OpenAI's names"
     )
+
+    def shares(self) -> dict[str, float]:
+        """Return the share of each adapter reference; empty where the base model answers."""
+        if self.adapter is None:
+            return {}
+        return {self.adapter: 1.0} if isinstance(self.adapter, str) else dict(self.adapter)
 
 
 class Bundle(_Strict):
@@ -332,13 +354,23 @@ def _check_names(bundle: Bundle) -> list[Problem]:
         for key, known in (
             ("prompt", bundle.prompts),
             ("policy", bundle.policies),
-            ("adapter", bundle.adapters),
             ("collection", bundle.collections),
         ):
             value = getattr(route, key)
             if value is not None and value not in known:
                 names = ", ".join(sorted(known)) or "none"
                 problems.append(Problem(("routes", name, key), f"no {key} named {value!r}; there is: {names}"))
+        for reference in route.shares():
+            if Reference.parse(reference).name not in bundle.adapters:
+                names = ", ".join(sorted(bundle.adapters)) or "none"
+                problems.append(Problem(("routes", name, "adapter"), f"no adapter named {reference!r}; there is: {names}"))
+        if route.only_labels and not route.shares():
+            problems.append(
+                Problem(("routes", name, "only_labels"), "needs an adapter, whose manifest lists the labels; name one")
+            )
+    if len(bundle.adapters) > bundle.engine.adapter_slots:
+        message = f"{len(bundle.adapters)} adapters, but {bundle.engine.adapter_slots} slots; raise engine.max_cpu_loras"
+        problems.append(Problem(("adapters",), message))
     if bundle.model.name in bundle.adapters:
         problems.append(Problem(("adapters", bundle.model.name), "an adapter cannot bear the model's name; rename it"))
     if bundle.engine.max_cpu_loras is not None and bundle.engine.max_cpu_loras < bundle.engine.max_loras:
@@ -413,7 +445,9 @@ def _check_folders(loaded: LoadedBundle) -> list[Problem]:
     bundle = loaded.bundle
     for name, entry in bundle.adapters.items():
         try:
-            check_adapter(loaded.root / entry.path, base_source=bundle.model.source, max_lora_rank=bundle.engine.max_lora_rank)
+            base = AdapterBase(bundle.model.source)
+            manifest = check_adapter(loaded.root / entry.path, base=base, max_lora_rank=bundle.engine.max_lora_rank)
+            problems += _check_labels(bundle, name, has_labels=bool(manifest.labels))
         except AdapterError as error:
             problems.append(Problem(("adapters", name, "path"), str(error)))
     for name, collection in bundle.collections.items():
@@ -433,6 +467,15 @@ def _check_folders(loaded: LoadedBundle) -> list[Problem]:
             message = f"{folder} holds no config.json; a path: source is a folder in transformers' format"
             problems.append(Problem(("model", "source"), message))
     return problems
+
+
+def _check_labels(bundle: Bundle, adapter: str, *, has_labels: bool) -> list[Problem]:
+    message = f"adapter {adapter!r} lists no labels in its ekiben.json; leave only_labels out, or train it anew"
+    return [
+        Problem(("routes", name, "only_labels"), message)
+        for name, route in bundle.routes.items()
+        if route.only_labels and not has_labels and any(Reference.parse(text).name == adapter for text in route.shares())
+    ]
 
 
 def _duplicates(node: yaml.Node | None, where: tuple[str | int, ...]) -> list[Problem]:

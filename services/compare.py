@@ -71,9 +71,9 @@ class Figures:
 def adapter_task(loaded: LoadedBundle, name: str, rows: list[dict[str, str]]) -> AdapterTask:
     """Return the task that the bundle's route for an adapter makes of labelled rows; raises NotComparable."""
     bundle = loaded.bundle
-    route = next((route for route in bundle.routes.values() if route.adapter == name), None)
+    route = next((route for route in bundle.routes.values() if name in route.shares()), None)
     if name not in bundle.adapters or route is None:
-        routed = ", ".join(sorted({route.adapter for route in bundle.routes.values() if route.adapter})) or "none"
+        routed = ", ".join(sorted({name for route in bundle.routes.values() for name in route.shares()})) or "none"
         raise NotComparable(f"no route answers with an adapter named {name!r}; adapters with a route: {routed}")
     prompt = loaded.prompts[route.prompt]
     if prompt.user is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from services.layout import COMPILES_WITH_LORA, Layout, compiler_missing, this_machine
+from services.layout import Layout, compiler_missing, this_machine
 from services.target import find_device as find_device  # noqa: PLC0414  what starts engines has it from here
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def vllm_arguments(
     `layout` is a CPU engine's; unless told, core and worker share a process and nothing is compiled. Raises UnusableEngine.
     """
     engine, lora = bundle.engine, bool(adapters)
-    check_engine(engine, device=device, lora=lora)
+    check_engine(engine, device=device)
     arguments = ["--model", str(model), "--served-model-name", bundle.model.name, "--host", "127.0.0.1", "--port", str(port)]
     arguments += ["--disable-uvicorn-access-log", *_own_arguments(engine, lora=lora)]
     if adapters:
@@ -58,37 +58,34 @@ def vllm_arguments(
         return arguments
     layout = layout or Layout(processes="joined")
     arguments += [*layout.arguments, "--kv-cache-memory-bytes", str(kv_cache_bytes(engine, free_bytes))]
-    if not compiles(engine, layout, lora=lora):
+    if not compiles(engine, layout):
         arguments.append("--enforce-eager")
-    if adapters:
-        arguments += ["--worker-extension-cls", "adapters.cpu_lora.GroupedLora"]
-    return arguments
+    return [*arguments, "--worker-extension-cls", "services.cpu_worker.CpuWorker"]
 
 
 def vllm_environment(device: str, cores: int, layout: Layout | None = None) -> dict[str, str]:
     """Return the environment variables that lay out vLLM's processes and threads; without a layout, one process on `cores`."""
     quiet = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CONFIGURE_LOGGING": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    quiet["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"  # on the loopback interface; the admin API is the way there
     if device == "cuda":
         return quiet
     layout = layout or Layout(processes="joined", threads=cores)
     return {**quiet, **layout.environment, "VLLM_TARGET_DEVICE": "cpu"}
 
 
-def compiles(engine: Engine, layout: Layout, *, lora: bool) -> bool:
-    """Whether a CPU engine compiles its model: where vLLM can, as the bundle says, and else as the layout has it."""
-    if lora and not COMPILES_WITH_LORA:
-        return False
+def compiles(engine: Engine, layout: Layout) -> bool:
+    """Whether a CPU engine compiles its model: as the bundle says, and else as the layout has it."""
     return layout.compiled if engine.enforce_eager is None else not engine.enforce_eager
 
 
-def check_engine(engine: Engine, *, device: str, lora: bool) -> None:
+def check_engine(engine: Engine, *, device: str) -> None:
     """Raise UnusableEngine for what vLLM would refuse on this device after half a minute, or in other words."""
     if device == "cuda":
         return
     for name in _PARALLEL:
         if (asked := getattr(engine, name)) > 1:
             raise UnusableEngine(f"engine.{name}: {asked} is for GPUs; on a CPU there is one worker: leave it out")
-    if engine.enforce_eager is False and not lora and (missing := compiler_missing()):
+    if engine.enforce_eager is False and (missing := compiler_missing()):
         raise UnusableEngine(f"engine.enforce_eager is false, but {missing}; or leave enforce_eager out")
 
 

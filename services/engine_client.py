@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Self
 
 import aiohttp
@@ -75,6 +76,32 @@ class EngineClient:
                 return await response.text()
         except (aiohttp.ClientError, TimeoutError):
             return ""
+
+    async def adapters(self) -> frozenset[str]:
+        """Return the names under which the engine holds adapters; raises EngineUnavailable."""
+        try:
+            timeout = aiohttp.ClientTimeout(total=5)
+            async with self._open().get(f"{self._base_url}/v1/models", timeout=timeout) as response:
+                body = await response.json()
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise EngineUnavailable("The engine is not up; it may still be starting.") from error
+        return frozenset(card["id"] for card in body["data"] if card.get("parent") is not None)
+
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        """Load an adapter while others answer; a name that is there already is left alone. Raises EngineRefused and its kin."""
+        await self._command("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}, done="already been loaded")
+
+    async def unload_adapter(self, name: str) -> None:
+        """Let go of an adapter: requests under way finish, later ones are refused. Raises EngineRefused and its kin."""
+        await self._command("/v1/unload_lora_adapter", {"lora_name": name}, done="cannot be found")
+
+    async def _command(self, path: str, payload: dict[str, Any], *, done: str) -> None:
+        try:
+            async with self._post(path, payload) as response:
+                await response.read()
+        except EngineRefused as error:
+            if done not in error.message:
+                raise
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:

@@ -3,7 +3,9 @@
 EkibenError
 ├── InvalidRequest          400
 │   └── ContentRefused      400  a guard refused it
-├── UnknownModel            404
+├── Unauthorized            401  no admin token, or a wrong one
+├── UnknownModel            404  no such route, or its adapter is not loaded
+├── AdapterRefused          409  the gate, or there is no slot
 ├── BodyTooLarge            413
 ├── EngineRefused           4xx  the engine's own verdict on the request
 └── Unavailable             503
@@ -59,6 +61,22 @@ class UnknownModel(EkibenError):
     status = 404
     type = "invalid_request_error"
     code = "model_not_found"
+
+
+class Unauthorized(EkibenError):
+    """The admin API was asked without its token."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class AdapterRefused(EkibenError):
+    """An adapter that may not be served, or a change of adapters that cannot be made."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "adapter_refused"
 
 
 class BodyTooLarge(EkibenError):

@@ -12,17 +12,22 @@ import threading
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import bentoml
 import psutil
 from bentoml.models import BentoModel
 
+from adapters.gate import BaseModel, check_adapter
+from adapters.registry import RegistryFile
 from guards.pii import ENTITIES, find_pii
+from models.layers import linear_layers
 from rag.chain import Collection
 from rag.embedding import DIMENSIONS, CallableEmbeddings, MultilingualE5
 from services.api import EmbeddingModel, Parts, create_app
-from services.bundle import LoadedBundle, load_bundle
+from services.bundle import Bundle, LoadedBundle, load_bundle
 from services.child import end_group
 from services.engine import (
     command,
@@ -38,7 +43,8 @@ from services.lock import read_lock
 from services.pipeline import Pipeline
 from services.routing import Routes
 from services.settings import load_settings
-from services.store import stored_path
+from services.slots import Shelf, Slots
+from services.store import is_stored, stored_path
 from services.telemetry import Telemetry, configure_logs, merge_metrics
 from services.tuning import layout_here
 
@@ -67,7 +73,7 @@ class Engine:
         device = find_device(settings)
         if message := missing_libraries(device):
             raise RuntimeError(message)
-        adapters = {name: stored_path(tag) for name, tag in lock.adapters.items()}
+        adapters = {f"{name}@{tag.rpartition(':')[2]}": stored_path(tag) for name, tag in lock.adapters.items()}
         bundle, machine = _loaded().bundle, this_machine()
         layout = layout_here(bundle, lock.model, machine, settings.cache_dir, lora=bool(adapters))
         arguments = vllm_arguments(
@@ -137,15 +143,36 @@ async def compose() -> AsyncGenerator[Parts]:
         )
         for name, entry in loaded.bundle.collections.items()
     }  # fmt: skip
-    routes, telemetry = Routes(loaded, lock), Telemetry()
-    telemetry.routes(list(routes.all.values()))
+    telemetry = Telemetry()
     # The first request would wait for Presidio's imports otherwise; /livez must not.
     warming = asyncio.create_task(asyncio.to_thread(find_pii, "0", ENTITIES, 1.0))
     async with EngineClient(settings.engine) as engine:
         gateway.watch = EngineWatch(engine, settings.engine_grace_seconds)
-        pipeline = Pipeline(routes, engine, telemetry, collections)
-        yield Parts(pipeline, EmbeddingModel(embedder, DIMENSIONS, embed), settings.max_body_bytes)
+        slots = Slots(
+            RegistryFile(settings.registry(lock.name)), engine, _shelf(loaded.bundle), telemetry,
+            capacity=loaded.bundle.engine.adapter_slots,
+        )  # fmt: skip
+        routes = Routes(loaded, lock, slots)
+        slots.watch(lambda: telemetry.routes(list(routes.all.values()), slots.tags))
+        gateway.slots = slots
+        token = settings.admin_token.get_secret_value() if settings.admin_token else None
+        async with slots.running(lock.adapter_versions()):
+            pipeline = Pipeline(routes, engine, telemetry, collections)
+            embedding = EmbeddingModel(embedder, DIMENSIONS, embed)
+            yield Parts(pipeline, embedding, settings.max_body_bytes, slots, token)
     await warming
+
+
+def _shelf(bundle: Bundle) -> Shelf:
+    """The model store as the slots know it, with the gate before it."""
+    model = stored_path(lock.model)
+    base = BaseModel(bundle.model.source, linear_layers(model), model)
+
+    def folder(name: str, version: str) -> Path | None:
+        tag = lock.adapter_tag(name, version)
+        return stored_path(tag) if is_stored(tag) else None
+
+    return Shelf(folder, lock.adapter_tag, partial(check_adapter, base=base, max_lora_rank=bundle.engine.max_lora_rank))
 
 
 app = create_app(compose)
@@ -175,14 +202,15 @@ class Gateway:
     if settings.engine_url is None:
         engine = bentoml.depends(Engine)
     watch: EngineWatch | None = None
+    slots: Slots | None = None
 
     async def __is_alive__(self) -> bool:
         """Liveness: fails when an engine that was up stays away."""
         return self.watch is None or await self.watch.alive()
 
     async def __is_ready__(self) -> bool:
-        """Readiness: the engine answers."""
-        return self.watch is not None and await self.watch.ready()
+        """Readiness: the engine answers, and holds its adapters."""
+        return self.watch is not None and self.slots is not None and await self.watch.ready() and self.slots.ready()
 
     async def __metrics__(self, content: str) -> str:
         """Append the engine's own metrics, those that are not here already."""

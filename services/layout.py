@@ -20,8 +20,6 @@ from pydantic import BaseModel, ConfigDict, Field
 _SMALL = 8
 # Up to here the worker's threads take every core, the API server's too: it is busy for a tenth of the time.
 _ALL_CORES = 4
-# vLLM itself compiles nothing on a CPU once LoRA is on; here is the one place to change when it does.
-COMPILES_WITH_LORA = False
 
 
 class Layout(BaseModel):

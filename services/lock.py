@@ -27,9 +27,22 @@ class Lock(BaseModel):
         """Return every tag, the model's first."""
         return [self.model, *self.adapters.values(), *self.indexes.values()]
 
+    def adapter_tag(self, name: str, version: str) -> str:
+        """Return the tag under which the store keeps a version of an adapter."""
+        return adapter_tag(self.name, name, version)
+
+    def adapter_versions(self) -> dict[str, str]:
+        """Return the version of each adapter that was packed."""
+        return {name: tag.rpartition(":")[2] for name, tag in self.adapters.items()}
+
     def write(self, path: Path) -> None:
         """Write the file; the same content gives the same bytes."""
         path.write_text(json.dumps(self.model_dump(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def adapter_tag(bundle: str, name: str, version: str) -> str:
+    """Return the tag of an adapter's version in the model store."""
+    return f"{bundle}-adapter-{name}:{version}"
 
 
 def read_lock(path: Path) -> Lock:

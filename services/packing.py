@@ -5,18 +5,26 @@ Each tag is a function of its inputs, so what is there already is left alone: pa
 
 from __future__ import annotations
 
+import asyncio
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from adapters.manifest import check_adapter, digest_files
+from adapters.gate import BaseModel, check_adapter
+from adapters.manifest import AdapterError, digest_files
+from models.layers import linear_layers
 from models.making import ModelRecipe, make_model, model_version
 from services.bundle import LoadedBundle
-from services.lock import Lock
-from services.recipes import RECIPES
-from services.settings import ROOT
-from services.store import is_stored, store
+from services.engine import missing_libraries, usable_cores, vllm_arguments, vllm_environment
+from services.engine_process import engine_process, free_port
+from services.lock import Lock, adapter_tag
+from services.recipes import RECIPES, refusal
+from services.settings import ROOT, load_settings
+from services.slots import smoke
+from services.store import is_stored, store, stored_path
+from services.target import find_device, find_target
 
 
 class Progress(Protocol):
@@ -38,7 +46,8 @@ class Progress(Protocol):
 def pack(loaded: LoadedBundle, progress: Progress) -> Lock:
     """Pack a bundle; raises what the parts raise. Parts that were finished before an error stay in the store."""
     model = pack_model(loaded, progress)
-    adapters = {name: pack_adapter(loaded, name, progress) for name in loaded.bundle.adapters}
+    folders = {name: loaded.root / entry.path for name, entry in loaded.bundle.adapters.items()}
+    adapters = pack_adapters(loaded, model, folders, progress)
     indexes = {name: pack_index(loaded, name, progress) for name in loaded.bundle.collections}
     return Lock(name=loaded.bundle.name, model=model, adapters=adapters, indexes=indexes)
 
@@ -69,17 +78,57 @@ def pack_model(loaded: LoadedBundle, progress: Progress) -> str:
     return _ensure(tag, "model", lambda folder: make_model(recipe, folder, progress.advance, progress.note), metadata, progress)
 
 
-def pack_adapter(loaded: LoadedBundle, name: str, progress: Progress) -> str:
-    """Check an adapter and copy it into the store; return its tag."""
-    bundle = loaded.bundle
-    source = loaded.root / bundle.adapters[name].path
-    check_adapter(source, base_source=bundle.model.source, max_lora_rank=bundle.engine.max_lora_rank)
-    tag = f"{bundle.name}-adapter-{name}:{digest_files(source)}"
+def pack_adapters(loaded: LoadedBundle, model: str, folders: Mapping[str, Path], progress: Progress) -> dict[str, str]:
+    """Check adapters by the gate, let those that are new say a few words in a real engine, and copy them into the store.
 
-    def fill(folder: Path) -> None:
-        shutil.copytree(source, folder, dirs_exist_ok=True)
+    `folders` maps names to folders; returns the tag of each. Raises AdapterError and EngineFailed.
+    """
+    bundle, base_folder = loaded.bundle, stored_path(model)
+    base = BaseModel(bundle.model.source, linear_layers(base_folder), base_folder)
+    tags: dict[str, str] = {}
+    new: dict[str, Path] = {}
+    for name, folder in folders.items():
+        manifest = check_adapter(folder, base=base, max_lora_rank=bundle.engine.max_lora_rank)
+        if manifest.name != name:
+            msg = f"{folder}: its manifest's name is {manifest.name!r}, not {name!r}; rename one of them"
+            raise AdapterError(msg)
+        version = digest_files(folder)
+        tags[name] = adapter_tag(bundle.name, name, version)
+        if not is_stored(tags[name]):
+            new[f"{name}@{version}"] = folder
+    if new:
+        progress.step(f"trying in an engine: {', '.join(new)}")
+        if problem := asyncio.run(try_adapters(loaded, model, new)):
+            progress.note(f"not tried in an engine: {problem}")
+    for name, folder in folders.items():
+        copy = partial(shutil.copytree, folder, dirs_exist_ok=True)
+        _ensure(tags[name], f"adapter {name}", copy, {"base": bundle.model.source}, progress)
+    return tags
 
-    return _ensure(tag, f"adapter {name}", fill, {"base": bundle.model.source}, progress)
+
+async def try_adapters(loaded: LoadedBundle, model: str, folders: Mapping[str, Path]) -> str | None:
+    """Load adapters into an engine and let each say a few words; returns why it could not be tried here, or None.
+
+    Raises AdapterError for one that cannot generate, and EngineFailed.
+    """
+    settings = load_settings()
+    device = find_device(settings)
+    if problem := refusal(loaded.bundle.model.quantization.recipe, find_target(device)) or missing_libraries(device):
+        return problem
+    port, cores = free_port(), usable_cores()
+    short = {
+        "max_model_len": 512,
+        "max_num_seqs": 2,
+        "kv_cache_memory_bytes": 2**28,
+        "enforce_eager": True,
+        "max_num_batched_tokens": None,
+    }
+    bundle = loaded.bundle.model_copy(update={"engine": loaded.bundle.engine.model_copy(update=short)})
+    arguments = vllm_arguments(bundle, model=stored_path(model), adapters=dict(folders), device=device, port=port, free_bytes=0)
+    async with engine_process(arguments, vllm_environment(device, cores), port=port) as engine:
+        for label in folders:
+            await smoke(engine.client, label)
+    return None
 
 
 def pack_index(loaded: LoadedBundle, name: str, progress: Progress) -> str:

@@ -70,9 +70,13 @@ class Pipeline:
     telemetry: Telemetry
     collections: Mapping[str, Collection] = field(default_factory=dict)
 
-    async def answer(self, request: ChatRequest | CompletionRequest) -> dict[str, Any]:
-        """Return the whole answer; raises EkibenError."""
-        route = self.routes.find(request.model)
+    def route(self, request: ChatRequest | CompletionRequest) -> Route:
+        """Fix what will answer, with all its versions; raises UnknownModel and EngineUnavailable."""
+        return self.routes.find(request.model, request.user)
+
+    async def answer(self, request: ChatRequest | CompletionRequest, route: Route | None = None) -> dict[str, Any]:
+        """Return the whole answer, of the route that was fixed; raises EkibenError."""
+        route = route or self.route(request)
         with self.telemetry.request(route) as record:
             guard = Guard(route.policy, record.findings)
             prepared = await self._prepare(request, route, guard)
@@ -83,12 +87,14 @@ class Pipeline:
             record.status = "ok"
             return body
 
-    async def stream(self, request: ChatRequest | CompletionRequest) -> AsyncGenerator[dict[str, Any]]:
+    async def stream(
+        self, request: ChatRequest | CompletionRequest, route: Route | None = None
+    ) -> AsyncGenerator[dict[str, Any]]:
         """Yield the answer's events; raises EkibenError, before the first event or in mid-stream.
 
         Closing the iterator, which the server does when the caller has left, closes the engine's stream.
         """
-        route = self.routes.find(request.model)
+        route = route or self.route(request)
         with self.telemetry.request(route) as record:
             guard = Guard(route.policy, record.findings)
             prepared = await self._prepare(request, route, guard)
@@ -127,7 +133,7 @@ class Pipeline:
             raise GuardUnavailable("A guard failed, so the request was not passed on.") from error
 
     async def _prepare_chat(self, request: ChatRequest, route: Route, guard: Guard) -> Prepared:
-        payload: dict[str, Any] = request.payload(route.parameters) | {"model": route.engine_model}
+        payload: dict[str, Any] = request.payload(route.parameters) | _answered_by(route, request)
         # A long message takes Presidio milliseconds that the other streams would wait for.
         messages = await asyncio.to_thread(guard.check_messages, payload["messages"])
         question = next((plain_text(m) for m in reversed(messages) if m["role"] == "user"), "")
@@ -140,7 +146,7 @@ class Pipeline:
         if route.collection:
             message = f"Route {route.name!r} answers from documents; use /v1/chat/completions."
             raise InvalidRequest(message, param="model", code="unsupported_endpoint")
-        payload = request.payload(route.parameters) | {"model": route.engine_model}
+        payload = request.payload(route.parameters) | _answered_by(route, request)
         prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
         if all(isinstance(prompt, str) for prompt in prompts):
             checked = [await asyncio.to_thread(guard.check_text, str(prompt)) for prompt in prompts]
@@ -174,6 +180,16 @@ def _wants_logprobs(request: ChatRequest | CompletionRequest) -> bool:
     if isinstance(request, ChatRequest):
         return bool(request.logprobs) or request.top_logprobs is not None
     return request.logprobs is not None
+
+
+def _answered_by(route: Route, request: ChatRequest | CompletionRequest) -> dict[str, Any]:
+    """Return the fields that hold the engine to the route: its adapter, and where it has labels, these and nothing else."""
+    if not route.labels:
+        return {"model": route.engine_model}
+    for name in ("response_format", "structured_outputs", "tools"):
+        if getattr(request, name, None) is not None:
+            raise InvalidRequest(f"Route {route.name!r} answers with one of its labels; leave {name} out.", param=name)
+    return {"model": route.engine_model, "structured_outputs": {"choice": list(route.labels)}}
 
 
 def _wants_usage(request: ChatRequest | CompletionRequest) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
 
 from services.errors import UnknownModel
 
@@ -13,6 +14,13 @@ if TYPE_CHECKING:
     from services.bundle import LoadedBundle
     from services.lock import Lock
     from services.parameters import SamplingParameters
+    from services.slots import Served
+
+
+class Adapters(Protocol):
+    """What is needed of the adapters at run time."""
+
+    def choose(self, shares: Mapping[str, float], key: str | None) -> Served: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -22,6 +30,8 @@ class Route:
     name: str
     description: str
     model: str
+    adapters: Mapping[str, float]
+    """Shares of the adapter versions or aliases that may answer; which one does is chosen for each request."""
     adapter: str | None
     index: str | None
     engine_model: str
@@ -29,6 +39,9 @@ class Route:
     policy: Policy
     collection: str | None
     parameters: SamplingParameters
+    only_labels: bool = False
+    labels: tuple[str, ...] = field(default=())
+    """The only answers there are, where the route answers with its adapter's labels."""
 
     def versions(self) -> dict[str, str | None]:
         """Return the name and version of each thing that makes an answer of this route."""
@@ -45,27 +58,37 @@ class Route:
 class Routes:
     """All routes of a bundle."""
 
-    def __init__(self, loaded: LoadedBundle, lock: Lock) -> None:
+    def __init__(self, loaded: LoadedBundle, lock: Lock, adapters: Adapters) -> None:
+        self._adapters = adapters
         self.all = {
             name: Route(
                 name=name,
                 description=route.description,
                 model=lock.model,
-                adapter=lock.adapters[route.adapter] if route.adapter else None,
+                adapters=route.shares(),
+                adapter=None,
                 index=lock.indexes[route.collection] if route.collection else None,
-                engine_model=route.adapter or loaded.bundle.model.name,
+                engine_model=loaded.bundle.model.name,
                 prompt=loaded.prompts[route.prompt],
                 policy=loaded.policies[route.policy],
                 collection=route.collection,
                 parameters=route.parameters,
+                only_labels=route.only_labels,
             )
             for name, route in loaded.bundle.routes.items()
         }
 
-    def find(self, name: str) -> Route:
-        """Return the route; raises UnknownModel."""
+    def find(self, name: str, user: str | None = None) -> Route:
+        """Return the route with the adapter that answers this request; one user keeps to one version.
+
+        Raises UnknownModel, also when no adapter of the route is loaded: the base model never answers in its place.
+        """
         route = self.all.get(name)
         if route is None:
             names = ", ".join(sorted(self.all))
             raise UnknownModel(f"The model {name[:100]!r} does not exist; there is: {names}", param="model")
-        return route
+        if not route.adapters:
+            return route
+        served = self._adapters.choose(route.adapters, None if user is None else f"{name}:{user}")
+        labels = served.labels if route.only_labels else ()
+        return replace(route, adapter=served.tag, engine_model=served.label, labels=labels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,6 +24,13 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(
         default_factory=lambda: Path.home() / ".cache" / "ekiben", description="what `ekiben model tune` measured on this machine"
     )
+    admin_token: SecretStr | None = Field(
+        default=None, min_length=16, description="bearer token of the admin API; without one the admin API is off"
+    )
+    state_dir: Path = Field(
+        default_factory=lambda: Path.home() / ".local" / "state" / "ekiben",
+        description="which adapter versions are served; replicas that share it agree",
+    )
     engine_grace_seconds: float = Field(
         default=30.0, ge=0, description="how long an engine that was up may be away before /livez fails"
     )
@@ -32,6 +39,10 @@ class Settings(BaseSettings):
     def lock(self) -> Path:
         """`bundle.lock`, beside the bundle file."""
         return self.bundle.with_suffix(".lock")
+
+    def registry(self, bundle: str) -> Path:
+        """The file that says which adapter versions of a bundle are served."""
+        return self.state_dir / bundle / "adapters.json"
 
     @property
     def engine(self) -> str:

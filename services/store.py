@@ -29,6 +29,21 @@ def store(tag: str, fill: Callable[[Path], None], *, labels: dict[str, str], met
         fill(Path(model.path))
 
 
+def stored_versions(name: str) -> list[tuple[str, str]]:
+    """Return (version, time of creation in ISO format) of each model of that name, oldest first."""
+    try:
+        found = bentoml.models.list(name)
+    except NotFound:
+        return []
+    made = sorted((model.info.creation_time, model.tag.version or "") for model in found)
+    return [(version, created.isoformat(timespec="seconds")) for created, version in made]
+
+
+def delete(tag: str) -> None:
+    """Remove a tag; raises bentoml's NotFound."""
+    bentoml.models.delete(tag)
+
+
 def has_bento(tag: str) -> bool:
     """Whether the store has that Bento."""
     try:

@@ -14,7 +14,7 @@ import structlog
 from services.errors import EkibenError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator, Mapping
 
     from guards.guard import Finding
     from services.routing import Route
@@ -66,6 +66,7 @@ class Telemetry:
         from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
         registry = registry or REGISTRY
+        self._announced: set[tuple[str, ...]] = set()
         self._requests = Counter("llm_requests_total", "Requests, by outcome", ["model", "status"], registry=registry)
         self._duration = Histogram(
             "llm_request_duration_seconds", "Time to the end of the answer", ["model"], buckets=SECONDS, registry=registry
@@ -86,11 +87,51 @@ class Telemetry:
             "llm_guard_events_total", "What guards found", ["model", "stage", "detector", "action"], registry=registry
         )
 
-    def routes(self, routes: list[Route]) -> None:
-        """Announce the routes."""
-        for route in routes:
-            v = route.versions()
-            self._info.labels(route.name, v["model"], v["adapter"] or "", v["prompt"], v["index"] or "", v["policy"]).set(1)
+        self._slots = Gauge(
+            "llm_adapter_slots", "Adapter versions that the engine may keep", multiprocess_mode="mostrecent", registry=registry
+        )
+        self._loaded = Gauge(
+            "llm_adapter_versions_loaded", "Versions of an adapter that the engine keeps", ["adapter"],
+            multiprocess_mode="mostrecent", registry=registry,
+        )  # fmt: skip
+        self._pinned = Gauge(
+            "llm_adapter_slots_pinned", "Slots whose version is never evicted", multiprocess_mode="mostrecent", registry=registry
+        )
+        self._evicted = Counter(
+            "llm_adapter_evictions_total", "Versions that made room for another", ["adapter"], registry=registry
+        )
+        self._changes = Histogram(
+            "llm_adapter_load_duration_seconds", "Time to check, load and try a version", ["adapter", "outcome"],
+            buckets=SECONDS, registry=registry,
+        )  # fmt: skip
+
+    def routes(self, routes: list[Route], tags: Callable[[Mapping[str, float]], list[str]]) -> None:
+        """Announce the routes; `tags` names the adapter versions of each, none for the base model's."""
+        now = {
+            (route.name, route.model, tag, route.prompt.label, route.index or "", route.policy.label)
+            for route in routes
+            for tag in tags(route.adapters) or [""]
+        }
+        for labels in self._announced - now:
+            self._info.labels(*labels).set(0)
+        for labels in now:
+            self._info.labels(*labels).set(1)
+        self._announced = now
+
+    def slots(self, capacity: int, loaded: Mapping[str, int], pinned: int) -> None:
+        """Note what the slots hold: versions by adapter."""
+        self._slots.set(capacity)
+        self._pinned.set(pinned)
+        for adapter, count in loaded.items():
+            self._loaded.labels(adapter).set(count)
+
+    def adapter_change(self, adapter: str, outcome: str, seconds: float) -> None:
+        """Note a load: `outcome` is ok, refused or error."""
+        self._changes.labels(adapter, outcome).observe(seconds)
+
+    def adapter_evicted(self, adapter: str) -> None:
+        """Note that a version made room."""
+        self._evicted.labels(adapter).inc()
 
     @contextmanager
     def request(self, route: Route) -> Generator[Record]:

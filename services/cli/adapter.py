@@ -12,6 +12,9 @@ from services.cli.console import BundleOption, load, out, reported
 app = typer.Typer(help="LoRA adapters.", no_args_is_help=True)
 
 
+app.add_typer(versions.app)
+
+
 @app.command("check")
 def adapter_check(folder: Annotated[Path, typer.Argument(help="The adapter's folder.")], bundle: BundleOption = None) -> None:
     """Check that an adapter may be served on the bundle's base model."""

@@ -187,7 +187,7 @@ def test_a_pack_shows_its_slices_over_one_memory():
 
 def test_a_vllm_that_was_not_checked_is_refused():
     """In a process of its own: the refusal comes while vLLM's worker imports the file."""
-    code = "import vllm; vllm.__version__ = '0.99.0'; import adapters.cpu_lora"
+    code = "import vllm; vllm.__version__ = '0.99.0'; import services.cpu_worker"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
     assert done.returncode != 0

@@ -1,0 +1,326 @@
+"""Adapters at run time: which versions the engine holds, which of them answers a request, and how that changes without a restart.
+
+The registry file says what is to be served; `Slots` brings the engine to it, at start, after every change (also of another
+replica) and after the engine was lost. A version is loaded under its own name, `name@version`: vLLM keys its prefix cache by
+the name and the folder, so no answer is made of another version's cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import contextlib
+import hashlib
+import itertools
+import math
+import random
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+
+from adapters.manifest import AdapterError, Manifest, read_manifest
+from adapters.registry import Loaded, Reference, Registry, RegistryFile
+from services.errors import AdapterRefused, EkibenError, EngineUnavailable, UnknownModel
+
+log = structlog.get_logger("ekiben")
+
+CHANGE_SECONDS = 120.0
+
+
+class AdapterEngine(Protocol):
+    """What is needed of the engine."""
+
+    async def adapters(self) -> frozenset[str]: ...  # noqa: D102
+    async def load_adapter(self, name: str, folder: Path) -> None: ...  # noqa: D102
+    async def unload_adapter(self, name: str) -> None: ...  # noqa: D102
+    async def complete(self, path: str, payload: dict[str, Any]) -> dict[str, Any]: ...  # noqa: D102
+
+
+class AdapterMetrics(Protocol):
+    """What is told of the slots."""
+
+    def slots(self, capacity: int, loaded: Mapping[str, int], pinned: int) -> None: ...  # noqa: D102
+    def adapter_change(self, adapter: str, outcome: str, seconds: float) -> None: ...  # noqa: D102
+    def adapter_evicted(self, adapter: str) -> None: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Where adapter versions lie: `folder` of a name and version (None: not there), its `tag`, and the gate that `check`s one."""
+
+    folder: Callable[[str, str], Path | None]
+    tag: Callable[[str, str], str]
+    check: Callable[[Path], Manifest]
+
+
+@dataclass(frozen=True)
+class Served:
+    """The adapter version that answers one request."""
+
+    label: str
+    tag: str
+    labels: tuple[str, ...]
+    """The answers that it was trained to give, where they are few."""
+
+
+class Slots:
+    """The adapters of one engine."""
+
+    def __init__(
+        self, registry: RegistryFile, engine: AdapterEngine, shelf: Shelf, metrics: AdapterMetrics, *, capacity: int
+    ) -> None:
+        self._file, self._engine, self._shelf, self._metrics = registry, engine, shelf, metrics
+        self._capacity = capacity
+        self._state = Registry()
+        self._present: frozenset[str] = frozenset()
+        self._failed: dict[str, str] = {}
+        self._last_used: dict[str, float] = {}
+        self._manifests: dict[str, Manifest] = {}
+        self._changing = asyncio.Lock()
+        self._changed: Callable[[], None] = lambda: None
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Let `changed` be called whenever other versions answer than before."""
+        self._changed = changed
+
+    @asynccontextmanager
+    async def running(self, packed: Mapping[str, str], seconds: float = 1.0) -> AsyncGenerator[None]:
+        """Keep the engine at what the registry says; `packed` maps each adapter of the bundle to its version."""
+        self._take(await asyncio.to_thread(self._file.change, lambda state: state.packed(packed)))
+        keeping = asyncio.create_task(self._keep(seconds))
+        try:
+            yield
+        finally:
+            keeping.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await keeping
+
+    async def _keep(self, seconds: float) -> None:
+        while True:
+            try:
+                async with self._changing:
+                    await self.reconcile()
+            except (EkibenError, AdapterError, OSError) as error:
+                log.warning("adapters", problem=str(error))
+            await asyncio.sleep(seconds)
+
+    async def reconcile(self) -> None:
+        """Read the registry, and load and unload until the engine holds what it says."""
+        self._take(await asyncio.to_thread(self._file.read))
+        try:
+            present = await self._engine.adapters()
+        except EngineUnavailable:
+            self._present = frozenset()  # it may come back empty
+            return
+        wanted = {one.label: one for one in self._state.loaded}
+        for label in present - wanted.keys():
+            await self._engine.unload_adapter(label)
+        for label in wanted.keys() - present - self._failed.keys():
+            try:
+                await self._into_engine(wanted[label])
+            except (AdapterError, EkibenError) as error:
+                if isinstance(error, EngineUnavailable):
+                    raise
+                self._failed[label] = str(error)  # once is enough: the same files give the same refusal
+                log.error("adapter refused", adapter=label, problem=str(error))
+        for one in self._state.loaded:
+            await self._learn(one)
+        self._failed = {label: problem for label, problem in self._failed.items() if label in wanted}
+        self._present = frozenset(wanted) - self._failed.keys()
+
+    def _take(self, state: Registry) -> None:
+        if state == self._state:
+            return
+        self._state = state
+        self._changed()
+        count: dict[str, int] = dict.fromkeys(state.adapters, 0)
+        for one in state.loaded:
+            count[one.name] = count.get(one.name, 0) + 1
+        self._metrics.slots(self._capacity, count, sum(one.pinned for one in state.loaded))
+
+    async def _into_engine(self, one: Loaded) -> None:
+        """Check a version, load it, and let it say a few words; what fails is taken out again."""
+        folder = self._shelf.folder(one.name, one.version)
+        if folder is None:
+            raise AdapterError(f"{one.label} is not in the model store; `ekiben adapter add` puts it there")
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(CHANGE_SECONDS):
+                await asyncio.to_thread(self._shelf.check, folder)
+                await self._engine.load_adapter(one.label, folder)
+                try:
+                    await smoke(self._engine, one.label)
+                except BaseException:
+                    await self._engine.unload_adapter(one.label)
+                    raise
+        except TimeoutError as error:
+            self._metrics.adapter_change(one.name, "error", time.monotonic() - began)
+            raise EngineUnavailable(
+                f"{one.label} was not loaded in {CHANGE_SECONDS:.0f} s; the engine is busy, try again"
+            ) from error
+        except (AdapterError, EkibenError):
+            self._metrics.adapter_change(one.name, "refused", time.monotonic() - began)
+            raise
+        self._metrics.adapter_change(one.name, "ok", time.monotonic() - began)
+
+    def choose(self, shares: Mapping[str, float], key: str | None) -> Served:
+        """Return the version that answers: by the shares, and for one `key` always the same. Raises UnknownModel or
+        EngineUnavailable.
+
+        A reference whose alias is not set, or whose version is not loaded, leaves its share to the others.
+        """
+        held: list[tuple[str, str, float]] = []
+        for text, share in shares.items():
+            name, version = self._version(text)
+            if version is not None and self._state.holds(name, version) and share > 0:
+                held.append((name, version, share))
+        if not held:
+            raise UnknownModel(f"No adapter of this model is loaded ({', '.join(shares)}).", param="model")
+        place = (random.random() if key is None else _place(key)) * sum(share for _, _, share in held)  # noqa: S311  no secret
+        bounds = list(itertools.accumulate(share for _, _, share in held))
+        name, version, _ = held[min(bisect.bisect_right(bounds, place), len(held) - 1)]
+        label = f"{name}@{version}"
+        if problem := self._failed.get(label):
+            raise EngineUnavailable(f"Adapter {label} could not be loaded: {problem}")
+        if label not in self._present:
+            raise EngineUnavailable(f"Adapter {label} is being loaded; try again.")
+        self._last_used[label] = time.time()
+        manifest = self._manifests.get(label)
+        return Served(label, self._shelf.tag(name, version), tuple(manifest.labels) if manifest else ())
+
+    def _version(self, text: str) -> tuple[str, str | None]:
+        reference = Reference.parse(text)
+        return reference.name, self._state.resolve(reference)
+
+    async def _learn(self, one: Loaded) -> None:
+        if one.label not in self._manifests and (folder := self._shelf.folder(one.name, one.version)) is not None:
+            self._manifests[one.label] = await asyncio.to_thread(read_manifest, folder)
+
+    def ready(self) -> bool:
+        """Whether the engine holds what it should, but for what was refused."""
+        return frozenset(one.label for one in self._state.loaded) - self._failed.keys() <= self._present
+
+    def describe(self, shares: Mapping[str, float]) -> list[dict[str, Any]]:
+        """Return what a route's shares stand for now."""
+        described: list[dict[str, Any]] = []
+        for text, share in shares.items():
+            name, version = self._version(text)
+            label = f"{name}@{version}"
+            loaded = next((one for one in self._state.loaded if one.label == label), None)
+            described.append({
+                "reference": text, "share": share, "version": version, "tag": self._shelf.tag(name, version) if version else None,
+                "loaded": label in self._present, "pinned": bool(loaded and loaded.pinned),
+            })  # fmt: skip
+        return described
+
+    def tags(self, shares: Mapping[str, float]) -> list[str]:
+        """Return the tags of the versions that may answer."""
+        return [one["tag"] for one in self.describe(shares) if one["tag"] is not None]
+
+    def overview(self) -> dict[str, Any]:
+        """Return every slot, and what each alias stands for."""
+        by_use = sorted(self._state.loaded, key=lambda one: self._last_used.get(one.label, 0.0), reverse=True)
+        slots = [
+            {
+                "adapter": one.label, "aliases": self._state.aliases_of(one.name, one.version), "pinned": one.pinned,
+                "ready": one.label in self._present, "problem": self._failed.get(one.label),
+                "last_used": self._last_used.get(one.label),
+            }
+            for one in by_use
+        ]  # fmt: skip
+        names = {name: {"aliases": n.aliases, "history": n.history} for name, n in self._state.adapters.items()}
+        return {"capacity": self._capacity, "slots": slots, "adapters": names}
+
+    async def load(self, text: str, *, pin: bool) -> str:
+        """Load a version beside what runs, or pin it anew; return `name@version`. Raises AdapterRefused and its kin."""
+        async with self._change():
+            return (await self._load(*self._known(text), pin=pin)).label
+
+    async def unload(self, text: str) -> str:
+        """Let a version go; return `name@version`. Raises AdapterRefused where an alias stands for it."""
+        async with self._change():
+            name, version = self._known(text)
+            self._take(await asyncio.to_thread(self._file.change, lambda state: state.unloaded(name, version)))
+            await self._out_of_engine(f"{name}@{version}")
+            return f"{name}@{version}"
+
+    async def promote(self, text: str, alias: str) -> str:
+        """Load a version unless it is there, then let an alias stand for it; return `name@version`."""
+        async with self._change():
+            name, version = self._known(text)
+            pinned = any(one.pinned for one in self._state.loaded if one.label == f"{name}@{version}")
+            await self._load(name, version, pin=pinned)
+            self._take(await asyncio.to_thread(self._file.change, lambda state: state.pointed(name, version, alias)))
+            return f"{name}@{version}"
+
+    async def roll_back(self, name: str, alias: str) -> str:
+        """Let an alias stand for what it stood for before; return `name@version`."""
+        async with self._change():
+            version = self._state.previous(name, alias)
+            pinned = any(one.pinned for one in self._state.loaded if one.label == f"{name}@{version}")
+            await self._load(name, version, pin=pinned)
+            self._take(await asyncio.to_thread(self._file.change, lambda state: state.rolled_back(name, alias)))
+            return f"{name}@{version}"
+
+    @asynccontextmanager
+    async def _change(self) -> AsyncGenerator[None]:
+        async with self._changing:
+            try:
+                self._take(await asyncio.to_thread(self._file.read))
+                yield
+            except AdapterError as error:
+                raise AdapterRefused(str(error)) from error
+
+    def _known(self, text: str) -> tuple[str, str]:
+        name, version = self._version(text)
+        if version is None:
+            raise AdapterError(f"{text} stands for no version; write NAME@VERSION")
+        if name not in self._state.adapters:
+            names = ", ".join(sorted(self._state.adapters)) or "none"
+            raise AdapterError(f"the bundle has no adapter named {name!r}, so no route could use it; there is: {names}")
+        return name, version
+
+    async def _load(self, name: str, version: str, *, pin: bool) -> Loaded:
+        one = Loaded(name=name, version=version, pinned=pin)
+        # Whether there is a slot is known before the engine is troubled.
+        _, evicted = self._state.with_loaded(one, capacity=self._capacity, last_used=self._last_used)
+        if one.label not in self._present:
+            for gone in evicted:  # first: vLLM would evict whichever it likes
+                await self._out_of_engine(gone.label)
+                self._metrics.adapter_evicted(gone.name)
+            await self._into_engine(one)
+            await self._learn(one)
+            self._failed.pop(one.label, None)
+
+        def with_loaded(state: Registry) -> Registry:
+            return state.with_loaded(one, capacity=self._capacity, last_used=self._last_used)[0]
+
+        self._take(await asyncio.to_thread(self._file.change, with_loaded))
+        self._present |= {one.label}
+        return one
+
+    async def _out_of_engine(self, label: str) -> None:
+        self._present -= {label}
+        await self._engine.unload_adapter(label)
+
+
+async def smoke(engine: AdapterEngine, model: str) -> None:
+    """Let a model say a few words; raises AdapterError when it cannot, or its probabilities are no numbers."""
+    payload = {"model": model, "prompt": "The", "max_tokens": 4, "temperature": 0, "logprobs": 1, "ignore_eos": True}
+    try:
+        body = await engine.complete("/v1/completions", payload)
+        logprobs = body["choices"][0]["logprobs"]["token_logprobs"]
+    except (EkibenError, KeyError, IndexError, TypeError) as error:
+        raise AdapterError(f"{model}: was loaded, but cannot generate ({error}); the adapter does not fit the engine") from error
+    if not logprobs or not all(isinstance(value, int | float) and math.isfinite(value) for value in logprobs):
+        raise AdapterError(f"{model}: was loaded, but what it generates has no finite probabilities; train it again")
+
+
+def _place(key: str) -> float:
+    """Return a number in [0, 1) that is the same for the same key, on every replica."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
