@@ -13,9 +13,11 @@ from typing import Any, Protocol
 from adapters import checkpoint
 from adapters.card import CURVE, write_card
 from adapters.curve import draw_curve
+from adapters.fitting import Outcome
 from adapters.manifest import WEIGHTS, Manifest, digest_file, write_manifest
+from adapters.recipe import Compute, Recipe, TrainingError, faster_compute
 from adapters.rows import Row, RowError, labels_of, read_rows, split_rows
-from adapters.train import Compute, Outcome, Recipe, TrainingError, faster_compute, require_tools, train
+from adapters.train import require_tools, train
 from services.bundle import LoadedBundle
 from services.packing import Progress as PackingProgress
 from services.packing import pack_model

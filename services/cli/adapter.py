@@ -77,7 +77,8 @@ def adapter_train(  # noqa: PLR0913  a recipe has many settings
         fail("vLLM cannot serve DoRA adapters: train without --dora; --rslora is a LoRA that it serves")
     system = _system_prompt(loaded, prompt)
     with reported():
-        from adapters.train import Recipe, require_tools
+        from adapters.recipe import Recipe
+        from adapters.train import require_tools
 
         require_tools()
         from services.training import Assignment, train_adapter

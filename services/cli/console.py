@@ -50,8 +50,8 @@ def reported() -> Generator[None]:
     """Turn the errors of the parts into a message and a failing exit; anything else is a defect and keeps its trace."""
     from adapters.checkpoint import CheckpointError
     from adapters.manifest import AdapterError
+    from adapters.recipe import TrainingError
     from adapters.rows import RowError
-    from adapters.train import TrainingError
     from models.making import ModelError
     from models.source import SourceError
     from rag.index import UnusableIndex

@@ -11,8 +11,8 @@ pytest.importorskip("matplotlib")
 from adapters import checkpoint
 from adapters.checkpoint import CheckpointError
 from adapters.manifest import AdapterError, check_adapter
+from adapters.recipe import Recipe, TrainingError
 from adapters.rows import RowError
-from adapters.train import Recipe, TrainingError
 from services.bundle import load_bundle
 from services.training import Assignment, train_adapter
 

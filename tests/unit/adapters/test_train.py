@@ -8,7 +8,10 @@ import torch
 from adapters import checkpoint
 from adapters.batching import answer_loss, collate
 from adapters.checkpoint import CheckpointError, State
-from adapters.train import Recipe, TrainingError, add_lora, check_loss, fit, measure
+from adapters.fitting import fit, measure
+from adapters.lora import add_lora
+from adapters.recipe import Recipe, TrainingError
+from adapters.train import check_loss
 
 peft = pytest.importorskip("peft")
 RECIPE = Recipe(rank=4, alpha=8, epochs=30, batch=8, learning_rate=2e-2, dropout=0.1, patience=100)
@@ -29,13 +32,13 @@ class Quiet:
 
 
 @pytest.fixture
-def run(make_model, examples, tmp_path):
+def run(make_model, examples, tmp_path, monkeypatch):
+    monkeypatch.setattr("adapters.fitting.CHECKPOINT_STEPS", 3)
+
     def train(recipe=RECIPE, *, folder="run", state=None, progress=None, held_out=8):
         model = add_lora(make_model(), recipe)
         held = examples[:held_out]
-        outcome = fit(
-            model, examples[8:], held, recipe, state or State({}), tmp_path / folder, progress or Quiet(), checkpoint_steps=3
-        )
+        outcome = fit(model, examples[8:], held, recipe, state or State({}), tmp_path / folder, progress or Quiet())
         return outcome, {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
 
     return train
@@ -88,6 +91,11 @@ def test_a_stopped_training_stays_stopped(run, tmp_path):
 
     assert again.state.best_step == first.state.best_step
     assert all(torch.equal(given[name], wanted[name]) for name in wanted)
+
+
+def test_a_loss_that_is_no_number_ends_the_training(run):
+    with pytest.raises(TrainingError, match="lower --learning-rate"):
+        run(replace(RECIPE, learning_rate=1e38, dropout=0))
 
 
 def test_without_held_out_rows_the_last_weights_count(run):
