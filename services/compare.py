@@ -10,15 +10,16 @@ import asyncio
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from adapters.evaluate import accuracy
+from adapters.evaluate import adapter_accuracy
+from adapters.manifest import Manifest, read_manifest
+from adapters.rows import Row
 from models.making import TEXTS
 from services.bundle import LoadedBundle
 from services.engine import GIB, free_memory_bytes, usable_cores, vllm_arguments, vllm_environment
 from services.engine_client import EngineClient
 from services.engine_process import RunningEngine, engine_process, free_port
-from services.measure import CHAT, Measured, measure
+from services.measure import Measured, measure
 from services.packing import Progress
 from services.target import Device
 
@@ -34,13 +35,12 @@ class NotComparable(ValueError):
 
 @dataclass(frozen=True)
 class AdapterTask:
-    """Rows of {"text", "label"}, and how the bundle puts them to an adapter: the prompt and parameters of its route."""
+    """Rows of {"text", "label"}, and the adapter that is asked, as it was trained to be."""
 
     name: str
     folder: Path
-    rows: list[dict[str, str]]
-    system: str
-    parameters: dict[str, Any]
+    rows: list[Row]
+    manifest: Manifest
 
 
 @dataclass(frozen=True)
@@ -68,19 +68,13 @@ class Figures:
     accuracy: float | None
 
 
-def adapter_task(loaded: LoadedBundle, name: str, rows: list[dict[str, str]]) -> AdapterTask:
-    """Return the task that the bundle's route for an adapter makes of labelled rows; raises NotComparable."""
+def adapter_task(loaded: LoadedBundle, name: str, rows: list[Row]) -> AdapterTask:
+    """Return what to ask an adapter of the bundle; raises NotComparable and AdapterError."""
     bundle = loaded.bundle
-    route = next((route for route in bundle.routes.values() if name in route.shares()), None)
-    if name not in bundle.adapters or route is None:
-        routed = ", ".join(sorted({name for route in bundle.routes.values() for name in route.shares()})) or "none"
-        raise NotComparable(f"no route answers with an adapter named {name!r}; adapters with a route: {routed}")
-    prompt = loaded.prompts[route.prompt]
-    if prompt.user is not None:
-        raise NotComparable(f"the prompt {route.prompt!r} rewrites the user's message; only a system prompt can be compared")
-    parameters = {"max_tokens": 16, **route.parameters.model_dump(exclude_none=True), "temperature": 0}
+    if name not in bundle.adapters:
+        raise NotComparable(f"no adapter named {name!r} in the bundle; there is: {', '.join(bundle.adapters) or 'none'}")
     folder = loaded.root / bundle.adapters[name].path
-    return AdapterTask(name, folder, rows, prompt.render([])[0]["content"], parameters)
+    return AdapterTask(name, folder, rows, read_manifest(folder))
 
 
 async def figures(
@@ -106,8 +100,11 @@ async def figures(
         memory = await asyncio.to_thread(engine.memory_bytes)
         right = None
         if task is not None:
-            progress.step(f"{recipe}: {task.name} on {len(task.rows)} rows")
-            right = await accuracy(f"{engine.url}{CHAT}", task.name, task.rows, task.parameters, task.system)
+            total = len(task.rows)
+            progress.step(f"{recipe}: {task.name} on {total} rows")
+            right = await adapter_accuracy(
+                engine.client, task.name, manifest=task.manifest, rows=task.rows, advance=lambda n: progress.advance(n, total)
+            )
     return Figures(
         recipe=recipe, tag=tag, file_bytes=file_bytes,
         memory_bytes=memory, start_seconds=engine.start_seconds, speed=speed, nll=nll, accuracy=right,

@@ -83,8 +83,7 @@ def pack_adapters(loaded: LoadedBundle, model: str, folders: Mapping[str, Path],
 
     `folders` maps names to folders; returns the tag of each. Raises AdapterError and EngineFailed.
     """
-    bundle, base_folder = loaded.bundle, stored_path(model)
-    base = BaseModel(bundle.model.source, linear_layers(base_folder), base_folder)
+    bundle, base = loaded.bundle, adapter_base(loaded, model)
     tags: dict[str, str] = {}
     new: dict[str, Path] = {}
     for name, folder in folders.items():
@@ -104,6 +103,12 @@ def pack_adapters(loaded: LoadedBundle, model: str, folders: Mapping[str, Path],
         copy = partial(shutil.copytree, folder, dirs_exist_ok=True)
         _ensure(tags[name], f"adapter {name}", copy, {"base": bundle.model.source}, progress)
     return tags
+
+
+def adapter_base(loaded: LoadedBundle, model: str) -> BaseModel:
+    """Return what the gate compares adapters with: the packed model `model`."""
+    folder = stored_path(model)
+    return BaseModel(loaded.bundle.model.source, linear_layers(folder), folder)
 
 
 async def try_adapters(loaded: LoadedBundle, model: str, folders: Mapping[str, Path]) -> str | None:

@@ -127,7 +127,7 @@ class Slots:
                 if isinstance(error, EngineUnavailable):
                     raise
                 self._failed[label] = str(error)  # once is enough: the same files give the same refusal
-                log.error("adapter refused", adapter=label, problem=str(error))
+                log.warning("adapter refused", adapter=label, problem=str(error))
         for one in self._state.loaded:
             await self._learn(one)
         self._failed = {label: problem for label, problem in self._failed.items() if label in wanted}
@@ -169,9 +169,9 @@ class Slots:
         self._metrics.adapter_change(one.name, "ok", time.monotonic() - began)
 
     def choose(self, shares: Mapping[str, float], key: str | None) -> Served:
-        """Return the version that answers: by the shares, and for one `key` always the same. Raises UnknownModel or
-        EngineUnavailable.
+        """Return the version that answers: by the shares, and for one `key` always the same.
 
+        Raises UnknownModel where none is loaded, and EngineUnavailable where the one that was drawn is still being loaded.
         A reference whose alias is not set, or whose version is not loaded, leaves its share to the others.
         """
         held: list[tuple[str, str, float]] = []

@@ -30,7 +30,7 @@ def check(bundle: BundleOption = None, device: DeviceOption = None) -> None:
     )
     table = Table("route", "adapter", "prompt", "collection", "policy", box=None, pad_edge=False)
     for name, route in content.routes.items():
-        table.add_row(name, route.adapter or "-", route.prompt, route.collection or "-", route.policy)
+        table.add_row(name, ", ".join(route.shares()) or "-", route.prompt, route.collection or "-", route.policy)
     out.print(table)
     out.print("[green]ok[/green]")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ DeviceOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+SECONDS_A_LINE = 10
 
 
 def fail(message: str) -> NoReturn:
@@ -58,15 +60,21 @@ def target_of(device: Device | None) -> Target:
 @contextmanager
 def reported() -> Generator[None]:
     """Turn the errors of the parts into a message and a failing exit; anything else is a defect and keeps its trace."""
+    from adapters.checkpoint import CheckpointError
     from adapters.manifest import AdapterError
+    from adapters.recipe import TrainingError
+    from adapters.rows import RowError
     from models.making import ModelError
     from models.source import SourceError
     from rag.index import UnusableIndex
+    from services.engine_process import EngineFailed
+    from services.errors import EkibenError
     from services.lock import LockError
 
+    training = (CheckpointError, RowError, TrainingError)
     try:
         yield
-    except (AdapterError, ModelError, SourceError, UnusableIndex, LockError) as error:
+    except (AdapterError, ModelError, SourceError, UnusableIndex, LockError, EngineFailed, EkibenError, *training) as error:
         fail(str(error))
 
 
@@ -78,6 +86,7 @@ class Bar:
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=err, transient=True
         )
         self._task = None
+        self._told = 0.0
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -98,6 +107,15 @@ class Bar:
         """Move the bar."""
         if self._task is not None:
             self._bar.update(self._task, completed=done, total=total)
+
+    def tell(self, text: str, done: float, total: float) -> None:
+        """Move the bar and say how the step does; elsewhere a line every ten seconds, and at the end."""
+        if self._task is not None:
+            self._bar.update(self._task, description=text, completed=done, total=total)
+        now = time.monotonic()
+        if not err.is_terminal and (done >= total or now - self._told > SECONDS_A_LINE):
+            self._told = now
+            err.print(text, markup=False)
 
     def note(self, text: str) -> None:
         """Print a line above the bar."""

@@ -195,7 +195,7 @@ def model_compare(
     if (adapter is None) != (data is None):
         fail("--adapter and --data go together: the adapter, and the rows to measure it on")
     loaded = load(bundle)
-    from adapters.train import read_rows
+    from adapters.rows import read_rows
     from services.compare import NotComparable, adapter_task
 
     task = None

@@ -46,9 +46,12 @@ def test_check_fails_with_file_line_and_remedy(ekiben, tmp_path):
 
 @pytest.mark.parametrize(
     "command",
-    [(), ("check",), ("schema",), ("pack",), ("model", "make"), ("model", "quantize"),
-     ("model", "compare"), ("adapter", "check"), ("rag", "ingest"), ("rag", "search"),
-     ("guard", "scan"), ("prompt", "list"), ("bento", "version"), ("bento", "build")],
+    [
+        (), ("check",), ("schema",), ("pack",), ("model", "make"), ("model", "quantize"), ("model", "compare"), ("model", "tune"),
+        ("adapter", "check"), ("adapter", "train"), ("adapter", "eval"), ("adapter", "add"), ("adapter", "list"),
+        ("adapter", "load"), ("adapter", "unload"), ("adapter", "promote"), ("adapter", "rollback"), ("adapter", "remove"),
+        ("rag", "ingest"), ("rag", "search"), ("guard", "scan"), ("prompt", "list"), ("bento", "version"), ("bento", "build"),
+    ],
 )  # fmt: skip
 def test_every_command_has_help(ekiben, command):
     done = ekiben(*command, "--help")
@@ -100,6 +103,32 @@ def test_adapter_check(ekiben, tmp_path):
     assert ekiben("adapter", "check", "adapters/travel-intents").returncode == 0
     bad = ekiben("adapter", "check", tmp_path)
     assert (bad.returncode, "is missing" in bad.stderr) == (1, True)
+
+
+def test_adapter_train_says_what_it_cannot_do(ekiben, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"text": "a", "label": "b"}\n{"text": "c"}\n')
+    told = ("--name", "x", "--dataset", "d", "--out", tmp_path / "x", "--prompt")
+    for arguments, reason in (
+        (("intents", "--dora"), "vLLM cannot serve DoRA"),
+        (("none",), "no prompt named 'none'"),
+        (("documents",), "more than a fixed system text"),
+        (("intents",), f"{data}:2: 'label' is missing"),
+    ):
+        done = ekiben("adapter", "train", data, *told, *arguments)
+        assert (done.returncode, reason in done.stderr) == (1, True), done.stderr
+
+
+def test_adapter_eval_says_what_it_cannot_do(ekiben, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"text": "a", "label": "b"}\nnothing\n')
+
+    assert "no adapter named 'none'" in ekiben("adapter", "eval", "none", data).stderr
+    assert f"{data}:2: not JSON" in ekiben("adapter", "eval", "travel-intents", data).stderr
+    data.write_text('{"text": "a", "label": "b"}\n')
+    done = ekiben("adapter", "eval", "travel-intents", data, "--json", "--url", "http://127.0.0.1:9")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "error: " in done.stderr
 
 
 def test_an_unpacked_box_says_what_to_run(tmp_path):
