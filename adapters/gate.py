@@ -23,7 +23,7 @@ MAX_BYTES = 2 * 2**30
 MAX_DELTA_RMS = 0.5
 MAX_SCALING = 64.0
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
-_BESIDE = frozenset({".md", ".json", ".txt", ".png", ".jinja", ".safetensors", ".jsonl"})
+_BESIDE = frozenset({".md", ".yaml", ".json", ".txt", ".png", ".jinja", ".safetensors", ".jsonl"})
 _DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 # PEFT settings that change what the weights mean, and the only value of each that vLLM 0.32.0 serves.
 _PLAIN: dict[str, Any] = {

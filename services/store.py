@@ -30,13 +30,13 @@ def store(tag: str, fill: Callable[[Path], None], *, labels: dict[str, str], met
 
 
 def stored_versions(name: str) -> list[tuple[str, str]]:
-    """Return (version, time of creation in ISO format) of each model of that name, oldest first."""
+    """Return (version, time of creation) of each model of that name, oldest first."""
     try:
         found = bentoml.models.list(name)
     except NotFound:
         return []
     made = sorted((model.info.creation_time, model.tag.version or "") for model in found)
-    return [(version, created.isoformat(timespec="seconds")) for created, version in made]
+    return [(version, f"{created:%Y-%m-%d %H:%M}") for created, version in made]
 
 
 def delete(tag: str) -> None:

@@ -68,7 +68,9 @@ def adapter_list(bundle: BundleOption = None, as_json: JsonOption = False) -> No
     if as_json:
         sys.stdout.write(json.dumps(rows) + "\n")
         return
-    table = Table("adapter", "added", "packed", "aliases", "loaded", "pinned", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for head in ("adapter", "added", "packed", "aliases", "loaded", "pinned"):
+        table.add_column(head, no_wrap=True, overflow="ignore")
     for row in rows:
         marks = ("yes" if row[key] else "-" for key in ("loaded", "pinned"))
         table.add_row(row["adapter"], row["added"], "yes" if row["packed"] else "-", ", ".join(row["aliases"]) or "-", *marks)

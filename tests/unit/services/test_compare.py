@@ -1,9 +1,10 @@
-"""What a comparison asks of the engine, and how a bundle's route becomes a task."""
+"""What a comparison asks of the engine, and how a bundle's adapter becomes a task."""
 
 import math
 
 import pytest
 
+from adapters.manifest import read_manifest
 from services.bundle import load_bundle
 from services.compare import NotComparable, adapter_task, served_nll
 from services.settings import ROOT
@@ -23,13 +24,14 @@ async def test_the_likelihood_is_a_mean_over_tokens_and_not_over_texts():
     assert await served_nll(Engine(), "m", ["one two three", "one two"]) == pytest.approx(math.log(2))
 
 
-def test_an_adapter_is_asked_as_its_route_asks_it():
+def test_an_adapter_is_asked_as_it_was_trained_to_be():
     loaded = load_bundle(ROOT / "bundle.yaml")
     rows = [{"text": "a", "label": "b"}]
     task = adapter_task(loaded, "travel-intents", rows)
 
-    assert task.system == loaded.prompts["intents"].system
-    assert (task.parameters["temperature"], task.parameters["max_tokens"]) == (0, 16)
+    assert task.manifest == read_manifest(task.folder)
+    assert task.manifest.system_prompt.strip()
+    assert (task.name, task.rows) == ("travel-intents", rows)
     assert (task.folder / "adapter_config.json").is_file()
-    with pytest.raises(NotComparable, match="adapters with a route: travel-intents"):
+    with pytest.raises(NotComparable, match="no adapter named 'other' in the bundle; there is: travel-intents"):
         adapter_task(loaded, "other", rows)

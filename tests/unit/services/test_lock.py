@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.lock import Lock, LockError, bento_version, read_lock
+from services.lock import Lock, LockError, adapter_tag, bento_version, read_lock
 from services.telemetry import merge_metrics
 
 
@@ -13,6 +13,13 @@ def test_round_trip_gives_the_same_bytes(tmp_path):
 
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     assert lock.tags() == ["m:1", "a:1", "i:1"]
+
+
+def test_an_adapters_tag_and_its_version():
+    lock = Lock(name="box", model="m:1", adapters={"a": adapter_tag("box", "a", "v1")})
+
+    assert lock.adapters["a"] == lock.adapter_tag("a", "v1") == "box-adapter-a:v1"
+    assert lock.adapter_versions() == {"a": "v1"}
 
 
 def test_a_missing_or_foreign_lock_says_what_to_run(tmp_path):

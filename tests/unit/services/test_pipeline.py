@@ -8,6 +8,7 @@ from guards.guard import GuardFailure
 from rag.chain import Passage
 from services.errors import (
     ContentRefused,
+    EkibenError,
     EngineUnavailable,
     GuardUnavailable,
     InvalidRequest,
@@ -15,6 +16,7 @@ from services.errors import (
     UnknownModel,
 )
 from services.protocol import ChatRequest, CompletionRequest, parse
+from services.slots import Served
 
 
 def chat(model="chat", text="hi", **fields):
@@ -223,3 +225,82 @@ async def test_a_failing_detector_withholds_the_rest(pipeline, monkeypatch):
         await pipeline.answer(chat())
     with pytest.raises(GuardUnavailable):
         await spoken(pipeline, chat(stream=True))
+
+
+# Adapters
+
+
+async def test_a_route_with_an_adapter_is_answered_by_that_version(adapted, adapters, engine):
+    route = adapted.route(chat("travel", user="u7"))
+
+    assert route.engine_model == "travel@1111111111111111"
+    assert route.versions()["adapter"] == "box-adapter-travel:1111111111111111"
+    assert route.labels == ()  # free text, though the adapter has labels
+    assert adapters.asked == [({"travel": 1.0}, "travel:u7")]
+    body = await adapted.answer(chat("travel"), route)
+    assert body["ekiben"]["adapter"] == "box-adapter-travel:1111111111111111"
+    assert engine.asked[0][1]["model"] == "travel@1111111111111111"
+    assert "structured_outputs" not in engine.asked[0][1]
+    assert len(adapters.asked) == 1  # the route that was fixed is kept
+
+
+async def test_without_a_user_there_is_no_key_and_shares_are_the_bundles(adapted, adapters):
+    adapted.route(chat("split"))
+
+    assert adapters.asked == [({"travel": 90.0, "travel@canary": 10.0}, None)]
+
+
+async def test_the_base_models_routes_ask_for_no_adapter(adapted, adapters, engine):
+    body = await adapted.answer(chat())
+
+    assert adapters.asked == []
+    assert engine.asked[0][1]["model"] == "tiny"
+    assert body["ekiben"].get("adapter") is None
+
+
+@pytest.mark.parametrize("error", [UnknownModel("none"), EngineUnavailable("loading")])
+async def test_an_adapter_that_cannot_answer_is_not_replaced_by_the_base(adapted, adapters, engine, error):
+    adapters.error = error
+    with pytest.raises(type(error)):
+        await adapted.answer(chat("travel"))
+    with pytest.raises(type(error)):
+        await spoken(adapted, chat("travel", stream=True))
+
+    assert engine.asked == []
+
+
+@pytest.mark.parametrize("make", [chat, complete])
+async def test_only_labels_holds_the_engine_to_the_labels(adapted, engine, make):
+    await adapted.answer(make("intent"))
+    async for _ in adapted.stream(make("intent", stream=True)):
+        pass
+
+    for _, payload in engine.asked:
+        assert payload["structured_outputs"] == {"choice": ["book", "cancel"]}
+        assert payload["model"] == "travel@1111111111111111"
+
+
+@pytest.mark.parametrize(
+    ("request_", "param"),
+    [
+        (chat("intent", response_format={"type": "json_object"}), "response_format"),
+        (chat("intent", tools=[{"type": "function", "function": {"name": "f"}}]), "tools"),
+        (chat("intent", structured_outputs={"choice": ["other"]}), "structured_outputs"),
+        (complete("intent", response_format={"type": "json_object"}), "response_format"),
+        (complete("intent", structured_outputs={"regex": ".*"}), "structured_outputs"),
+    ],
+)
+async def test_only_labels_refuses_what_asks_for_another_form(adapted, engine, request_, param):
+    with pytest.raises(InvalidRequest, match=f"leave {param} out") as caught:
+        await adapted.answer(request_)
+
+    assert (caught.value.status, caught.value.param) == (400, param)
+    assert engine.asked == []
+
+
+@pytest.mark.xfail(reason="defect: a version whose manifest lists no labels answers freely under only_labels")
+async def test_only_labels_of_a_version_without_labels_does_not_answer_freely(adapted, adapters, engine):
+    adapters.served = [Served("travel@2222222222222222", "box-adapter-travel:2222222222222222", ())]
+    with pytest.raises(EkibenError):
+        await adapted.answer(chat("intent"))
+    assert engine.asked == []
