@@ -59,7 +59,7 @@ def fit(
 
     core, common = model.get_base_model(), common_prefix([*examples, *held_out])
     epoch_steps = len(batches(examples, recipe.batch, random.Random(0)))  # noqa: S311  for their number
-    steps, check_steps = recipe.epochs * epoch_steps, max(1, epoch_steps // recipe.checks)
+    steps, check_steps = recipe.epochs * epoch_steps, math.ceil(epoch_steps / recipe.checks)
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     optimizer = torch.optim.AdamW(weights.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = _schedule(optimizer, recipe, steps)
