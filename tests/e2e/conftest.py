@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 420
+ADMIN_TOKEN = "a-token-of-the-tests-own"
 
 
 def free_port():
@@ -28,7 +29,10 @@ class Box:
         self.port, self.engine_port = free_port(), free_port()
         self.url, self.engine_url = f"http://127.0.0.1:{self.port}", f"http://127.0.0.1:{self.engine_port}"
         self.log = log
-        settings = {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True", "EKIBEN_ENGINE_PORT": str(self.engine_port)}
+        settings = {
+            "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True", "EKIBEN_ENGINE_PORT": str(self.engine_port),
+            "EKIBEN_STATE_DIR": str(home / "state"), "EKIBEN_CACHE_DIR": str(home / "cache"), "EKIBEN_ADMIN_TOKEN": ADMIN_TOKEN,
+        }  # fmt: skip
         command = [sys.executable, "-m", "bentoml", "serve", target, "--host", "127.0.0.1", "--port", str(self.port)]
         with log.open("w") as out:
             self.process = subprocess.Popen(

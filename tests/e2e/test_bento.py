@@ -67,7 +67,12 @@ def test_it_names_its_models(bento):
     described = yaml.safe_load((bento / "bento.yaml").read_text())
     tags = {model["tag"].split(":")[0] for service in described["services"] for model in service["models"]}
 
-    assert tags == {"smollm2-135m-instruct", "ekiben-adapter-banking-intents", "ekiben-adapter-travel-intents", "ekiben-index-handbook"}
+    assert tags == {
+        "smollm2-135m-instruct",
+        "ekiben-adapter-banking-intents",
+        "ekiben-adapter-travel-intents",
+        "ekiben-index-handbook",
+    }
 
 
 def test_exported_and_imported_elsewhere_it_answers_the_same(home, version, serve, tmp_path):

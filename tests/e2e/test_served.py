@@ -201,7 +201,14 @@ def test_embeddings(client):
 
 
 def test_models_health_and_metrics(client, http):
-    assert {m.id for m in client.models.list()} == {"assistant", "handbook", "banking-intents", "travel-intents", "raw", "multilingual-e5-small"}
+    assert {m.id for m in client.models.list()} == {
+        "assistant",
+        "handbook",
+        "banking-intents",
+        "travel-intents",
+        "raw",
+        "multilingual-e5-small",
+    }
     assert http.get("/livez").status_code == http.get("/readyz").status_code == 200
     text = http.get("/metrics").text
     types = re.findall(r"^# TYPE (\S+) ", text, re.MULTILINE)
