@@ -329,9 +329,10 @@ def test_a_norm_that_runs_away(folder):
 
 
 @pytest.mark.xfail(reason="defect: _check_weights lets a tensor take the place of another that names the same layer")
-def test_a_layer_is_not_hidden_behind_another_spelling_of_its_name(folder):
-    bad = torch.full((RANK, 4), 1e4)
-    save(folder, {**tensors(), f"base_model.model.{Q}.lora_A.weight": torch.zeros(RANK, 4), f"{Q}.lora_A.weight": bad})
+def test_two_tensors_for_the_same_place_are_refused(folder):
+    """Which of them is looked at, and which the engine takes, is chance."""
+    weights = tensors()
+    save(folder, {**weights, f"{Q}.lora_A.weight": weights[a(Q)].clone()})
     refused(folder, Q)
 
 
@@ -395,3 +396,9 @@ def test_a_chat_template_that_cannot_be_read(folder, base):
 def test_a_chat_template_that_is_no_text(folder, base):
     (folder / "chat_template.jinja").write_bytes(b"\xff\xfe")
     refused(folder, "chat_template", base=base)
+
+
+@pytest.mark.xfail(reason="defect: the gate takes names without .weight, which vLLM does not")
+def test_a_name_that_vllm_does_not_take(folder):
+    save(folder, {name.removesuffix(".weight"): tensor for name, tensor in tensors().items()})
+    refused(folder, "lora_A")
