@@ -3,7 +3,7 @@
 Stock vLLM 0.32.0 gathers a copy of the adapter's weights for every token, and takes index -1 for the last slot: requests of
 the base model that share a batch with an adapter's are answered by the adapter (upstream pull requests 48421 and 49656).
 Here the slots of a layer lie in one `Pack`, the slices of a fused layer side by side. A step's tokens are grouped by adapter
-once, in a `Step`; each layer then costs two batched matrix products in float32, and tokens of the base model cost nothing.
+once, in a `Step`; each layer then costs two batched matrix products, and tokens of the base model cost nothing.
 
 The worker installs it before the model is made (`services.cpu_worker`). CPU engines only.
 """
@@ -21,15 +21,19 @@ RUN_TOKENS = 32
 
 
 class Pack:
-    """The adapters of one layer: `a` (slots, in, slices * rank) and `b` (slots, slices * rank, out), both float32.
+    """The adapters of one layer: `a` (slots, in, slices * rank) and `b` (slots, slices * rank, out), of the model's dtype.
+
+    In bfloat16 a row's product is the same to the bit in every batch: sums are float32 and in one order, and what is rounded
+    between the two products is rounded alike. Products in float32 are faster in small batches, but differ with the batch in
+    the last bits, and a greedy answer then differs where two tokens nearly tie.
 
     `b` is block-diagonal: rows i*rank..(i+1)*rank reach the columns of slice i only. `used` holds the slots with weights.
     """
 
-    def __init__(self, slots: int, rank: int, inputs: int, sizes: tuple[int, ...]) -> None:
+    def __init__(self, slots: int, rank: int, inputs: int, sizes: tuple[int, ...], dtype: torch.dtype) -> None:
         self.rank, self.sizes = rank, sizes
-        self.a = torch.zeros(slots, inputs, len(sizes) * rank)
-        self.b = torch.zeros(slots, len(sizes) * rank, sum(sizes))
+        self.a = torch.zeros(slots, inputs, len(sizes) * rank, dtype=dtype)
+        self.b = torch.zeros(slots, len(sizes) * rank, sum(sizes), dtype=dtype)
         self.used: set[int] = set()
 
     def views(self) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
@@ -52,13 +56,13 @@ class Pack:
         if groups.scattered is None:
             return
         slots, order, length, inverse = groups.scattered
-        gathered = x.index_select(0, order).float().view(-1, length, x.shape[1])
+        gathered = x.index_select(0, order).to(self.a.dtype).view(-1, length, x.shape[1])
         share = torch.bmm(torch.bmm(gathered, self.a[slots]), self.b[slots]).flatten(0, 1).to(y.dtype)
         share[length - 1] = 0  # written, not multiplied in: an adapter's product may be infinite
         y[:, : self.b.shape[2]] += share.index_select(0, inverse)
 
     def _add_run(self, y: torch.Tensor, x: torch.Tensor, slot: int) -> None:
-        shrunk = x.float() @ self.a[slot]
+        shrunk = x.to(self.a.dtype) @ self.a[slot]
         offset = 0
         for i, size in enumerate(self.sizes):
             rows, columns = slice(i * self.rank, (i + 1) * self.rank), slice(offset, offset + size)
@@ -164,7 +168,7 @@ def adopt(layer: Any) -> Any:
     single = isinstance(layer.lora_a_stacked, torch.Tensor)  # the logits' layer has one slice and no tuple
     a = (layer.lora_a_stacked,) if single else layer.lora_a_stacked
     b = (layer.lora_b_stacked,) if single else layer.lora_b_stacked
-    pack = Pack(a[0].shape[0], a[0].shape[2], a[0].shape[3], tuple(one.shape[2] for one in b))
+    pack = Pack(a[0].shape[0], a[0].shape[2], a[0].shape[3], tuple(one.shape[2] for one in b), a[0].dtype)
     a, b = pack.views()
     layer.lora_a_stacked, layer.lora_b_stacked = (a[0], b[0]) if single else (a, b)
     _packs[a[0].data_ptr()] = pack

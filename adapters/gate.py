@@ -12,24 +12,28 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from adapters.manifest import CONFIG, MANIFEST, WEIGHTS, AdapterError, Manifest, digest_file, read_manifest
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MAX_BYTES = 2 * 2**30
 # The base's own weights have a root mean square of 0.02 to 0.2; what training adds stays well below.
 MAX_DELTA_RMS = 0.5
 MAX_SCALING = 64.0
+MAX_ALPHA = 1e6
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
+_KNOWN = frozenset({"LICENSE", "NOTICE", ".gitattributes"})
 _BESIDE = frozenset({".md", ".yaml", ".json", ".txt", ".png", ".jinja", ".safetensors", ".jsonl"})
-_DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 # PEFT settings that change what the weights mean, and the only value of each that vLLM 0.32.0 serves.
 _PLAIN: dict[str, Any] = {
     "peft_type": "LORA", "use_dora": False, "modules_to_save": None, "bias": "none", "lora_bias": False,
     "rank_pattern": {}, "alpha_pattern": {}, "fan_in_fan_out": False, "trainable_token_indices": None,
-    "target_parameters": None, "use_qalora": False, "alora_invocation_tokens": None, "layer_replication": None,
+    "target_parameters": None, "use_qalora": False, "use_bdlora": None, "alora_invocation_tokens": None,
+    "layer_replication": None,
 }  # fmt: skip
 
 
@@ -75,14 +79,13 @@ def _check_files(folder: Path) -> None:
         raise AdapterError(f"{folder} is not a folder; name the folder that holds {CONFIG}, {WEIGHTS} and {MANIFEST}")
     inside, total = folder.resolve(), 0
     for path in sorted(folder.rglob("*")):
-        if not path.resolve().is_relative_to(inside):
-            raise AdapterError(f"{path} leads out of the adapter's folder; put the file itself there")
+        _check_inside(path, inside)
         if path.is_dir():
             continue
         if path.suffix.lower() in _PICKLES:
             msg = f"{path} is a pickle, which can run code, and was not read; save the weights as safetensors and remove it"
             raise AdapterError(msg)
-        if path.suffix.lower() not in _BESIDE:
+        if path.suffix.lower() not in _BESIDE and path.name not in _KNOWN:
             raise AdapterError(f"{path} does not belong to an adapter; remove it")
         total += path.stat().st_size
     if total > MAX_BYTES:
@@ -91,6 +94,15 @@ def _check_files(folder: Path) -> None:
         if not (folder / name).is_file():
             msg = f"{folder / name} is missing: an adapter folder holds {CONFIG}, {WEIGHTS} and {MANIFEST}"
             raise AdapterError(msg)
+
+
+def _check_inside(path: Path, folder: Path) -> None:
+    try:
+        inside = path.resolve(strict=True).is_relative_to(folder)
+    except (OSError, RuntimeError) as error:
+        raise AdapterError(f"{path} leads nowhere; put the file itself there, or remove the link") from error
+    if not inside:
+        raise AdapterError(f"{path} leads out of the adapter's folder; put the file itself there")
 
 
 def _read(folder: Path) -> tuple[Manifest, dict[str, Any]]:
@@ -102,7 +114,7 @@ def _read(folder: Path) -> tuple[Manifest, dict[str, Any]]:
         raise AdapterError(
             f"{folder / CONFIG}: cannot be read as PEFT's settings: {error!r}; save the adapter with PEFT"
         ) from error
-    if not isinstance(rank, int) or rank < 1:
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise AdapterError(f"{folder / CONFIG}: r: {rank!r} is no rank; it must be a whole number above 0")
     return manifest, config
 
@@ -118,8 +130,10 @@ def _check_settings(path: Path, config: dict[str, Any], max_lora_rank: int) -> f
         given = config.get(key) or wanted
         if given != wanted:
             raise AdapterError(f"{path}: {key} is {given!r}; vLLM serves plain LoRA only: train with {key}={wanted!r}")
-    if not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha <= 0:
+    if not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
         raise AdapterError(f"{path}: lora_alpha: {alpha!r} must be a number above 0")
+    if alpha > MAX_ALPHA:
+        raise AdapterError(f"{path}: lora_alpha is over {MAX_ALPHA:.0f}; lower it")
     scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     if scaling > MAX_SCALING:
         msg = (
@@ -130,15 +144,20 @@ def _check_settings(path: Path, config: dict[str, Any], max_lora_rank: int) -> f
 
 
 def _check_weights(path: Path, *, rank: int, scaling: float, linears: Mapping[str, tuple[int, int]] | None) -> None:
+    import numpy as np
+
     pairs: dict[str, dict[str, np.ndarray]] = {}
     for name, values in _read_tensors(path).items():
         layer, _, side = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
-        if side not in {"lora_A", "lora_B"} or not layer:
+        if side not in {"lora_A", "lora_B"} or not layer or not name.endswith(".weight"):
             msg = f"{path}: {name}: not a LoRA weight of a linear layer; train without modules_to_save and embeddings"
             raise AdapterError(msg)
         if not np.isfinite(values).all():
             raise AdapterError(f"{path}: {name}: holds NaN or infinite values; train again with a lower learning rate")
-        pairs.setdefault(layer, {})[side] = values
+        pair = pairs.setdefault(layer, {})
+        if side in pair:
+            raise AdapterError(f"{path}: {layer}: {side} stands twice; save the adapter with PEFT again")
+        pair[side] = values
     if not pairs:
         raise AdapterError(f"{path} holds no weights; save the adapter with PEFT")
     for layer, pair in pairs.items():
@@ -151,7 +170,9 @@ def _check_pair(
     path: Path, layer: str, a: np.ndarray, b: np.ndarray, *, rank: int, scaling: float,
     linears: Mapping[str, tuple[int, int]] | None,
 ) -> None:  # fmt: skip
-    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:  # noqa: PLR2004  matrices
+    import numpy as np
+
+    if a.ndim != 2 or b.ndim != 2 or not a.size or not b.size or a.shape[0] != rank or b.shape[1] != rank:  # noqa: PLR2004  matrices
         msg = f"{path}: {layer}: shapes {a.shape} and {b.shape} are not (r, in) and (out, r) with r={rank} of {CONFIG}"
         raise AdapterError(msg)
     if linears is not None:
@@ -175,6 +196,7 @@ def _check_pair(
 
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:
     """Return all tensors as float32; safetensors' own reader checks the header against the file."""
+    import numpy as np
     from safetensors import SafetensorError, deserialize
 
     try:
@@ -230,7 +252,10 @@ def _vocabulary(folder: Path) -> set[str]:
 def _template(folder: Path) -> str | None:
     apart, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if apart.is_file():
-        return apart.read_text(encoding="utf-8")
+        try:
+            return apart.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise AdapterError(f"{apart}: is no UTF-8 text; remove it or save it again") from error
     if config.is_file():
         try:
             template = json.loads(config.read_bytes()).get("chat_template")

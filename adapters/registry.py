@@ -7,6 +7,7 @@ under a lock, so a reader never sees half a change. Replicas read it and bring t
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, NamedTuple, Self
@@ -18,7 +19,7 @@ from adapters.manifest import AdapterError
 
 LIVE = "live"
 REFERENCE = r"^[a-z0-9][a-z0-9._-]{0,62}(@[a-z0-9][a-z0-9._-]{0,62})?$"
-_DIGEST = re.compile(r"[0-9a-f]{16}")
+_DIGEST = re.compile(r"^[0-9a-f]{16}$")
 _Digest = Annotated[str, Field(pattern=_DIGEST.pattern)]
 
 
@@ -60,7 +61,7 @@ class Names(BaseModel):
 
     packed: _Digest = Field(description="the version that the bundle brought last")
     aliases: dict[str, _Digest] = Field(default_factory=dict)
-    history: dict[str, list[str]] = Field(default_factory=dict, description="what each alias stood for before, oldest first")
+    history: dict[str, list[_Digest]] = Field(default_factory=dict, description="what each alias stood for before, oldest first")
 
 
 class Registry(BaseModel):
@@ -88,9 +89,17 @@ class Registry(BaseModel):
         names = self.adapters.get(name)
         return sorted(alias for alias, target in names.aliases.items() if target == version) if names else []
 
-    def packed(self, versions: Mapping[str, str]) -> Registry:
-        """Take over what a bundle was packed with: a version that is new since the last time becomes the live one."""
+    def packed(self, versions: Mapping[str, str], *, capacity: int = sys.maxsize) -> Registry:
+        """Take over what a bundle was packed with: a version that is new since the last time becomes the live one.
+
+        What it brings no more is let go of. Raises AdapterError when the slots do not suffice.
+        """
         state = self
+        if gone := self.adapters.keys() - versions.keys():
+            state = state.changed(
+                adapters={name: names for name, names in self.adapters.items() if name not in gone},
+                loaded=tuple(one for one in self.loaded if one.name not in gone),
+            )
         for name, version in versions.items():
             known = state.adapters.get(name)
             if known is not None and known.packed == version:
@@ -98,7 +107,7 @@ class Registry(BaseModel):
             names = known.model_copy(update={"packed": version}) if known else Names(packed=version)
             state = state.changed(adapters={**state.adapters, name: names}).pointed(name, version, LIVE)
             if not state.holds(name, version):
-                state = state.changed(loaded=(*state.loaded, Loaded(name=name, version=version)))
+                state, _ = state.with_loaded(Loaded(name=name, version=version), capacity=capacity, last_used={})
         return state
 
     def pointed(self, name: str, version: str, alias: str) -> Registry:

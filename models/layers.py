@@ -20,12 +20,14 @@ def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
             header = json.loads(file.read(length))
             for name, tensor in header.items():
                 shape: list[int] = tensor.get("shape", [])
+                if any(word in name for word in _NOT_LINEAR):
+                    continue
                 if name.endswith(_SHAPE):
                     start, stop = tensor["data_offsets"]
                     file.seek(8 + length + start)
                     kind = {"I64": "q", "I32": "i"}[tensor["dtype"]]
                     out, inputs = struct.unpack(f"<2{kind}", file.read(stop - start))
                     layers[name.removesuffix(_SHAPE)] = (out, inputs)
-                elif name.endswith(_PLAIN) and len(shape) == 2 and not any(word in name for word in _NOT_LINEAR):  # noqa: PLR2004  a matrix
+                elif name.endswith(_PLAIN) and len(shape) == 2:  # noqa: PLR2004  a matrix
                     layers[name.removesuffix(_PLAIN)] = (shape[0], shape[1])
     return layers

@@ -10,20 +10,29 @@ import hmac
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from adapters.registry import LIVE, REFERENCE
-from services.errors import EkibenError, InvalidRequest, Unauthorized
+from adapters.registry import LIVE, REFERENCE, Reference, Registry
+from services.errors import BodyTooLarge, EkibenError, InvalidRequest, Unauthorized, Unavailable
 from services.telemetry import log
 
 if TYPE_CHECKING:
     from services.slots import Slots
 
 MAX_BODY_BYTES = 64 * 1024
-_Alias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9._-]{0,62}$")]
+
+
+def _no_version(alias: str) -> str:
+    if Registry().resolve(Reference("", alias)) is not None:
+        msg = "an alias must not look like a version"
+        raise ValueError(msg)
+    return alias
+
+
+_Alias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9._-]{0,62}$"), AfterValidator(_no_version)]
 
 
 class _Change(BaseModel):
@@ -97,6 +106,9 @@ def _changing(
             label = await change(slots, await _parse(form, request))
         except EkibenError as error:
             return _refused(error)
+        except OSError as error:  # the registry's folder, or its lock
+            log.warning("adapters not changed", kind=type(error).__name__)
+            return _refused(Unavailable("The registry of adapters cannot be written now; see EKIBEN_STATE_DIR."))
         log.info("adapters changed", change=request.url.path.rpartition("/")[2], adapter=label)
         return JSONResponse({"adapter": label, **slots.overview()})
 
@@ -108,7 +120,7 @@ async def _parse(form: type[Asked], request: Request) -> Asked:
     async for piece in request.stream():
         body += piece
         if len(body) > MAX_BODY_BYTES:
-            raise InvalidRequest(f"The body is over {MAX_BODY_BYTES} bytes.")
+            raise BodyTooLarge(f"The body is over {MAX_BODY_BYTES} bytes.")
     try:
         return form.model_validate_json(bytes(body))
     except ValidationError as error:

@@ -83,9 +83,9 @@ class EngineClient:
             timeout = aiohttp.ClientTimeout(total=5)
             async with self._open().get(f"{self._base_url}/v1/models", timeout=timeout) as response:
                 body = await response.json()
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            return frozenset(card["id"] for card in body["data"] if card.get("parent") is not None)
+        except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise EngineUnavailable("The engine is not up; it may still be starting.") from error
-        return frozenset(card["id"] for card in body["data"] if card.get("parent") is not None)
 
     async def load_adapter(self, name: str, folder: Path) -> None:
         """Load an adapter while others answer; a name that is there already is left alone. Raises EngineRefused and its kin."""
@@ -96,12 +96,16 @@ class EngineClient:
         await self._command("/v1/unload_lora_adapter", {"lora_name": name}, done="cannot be found")
 
     async def _command(self, path: str, payload: dict[str, Any], *, done: str) -> None:
+        response = await self._connect(path, payload)
         try:
-            async with self._post(path, payload) as response:
-                await response.read()
-        except EngineRefused as error:
-            if done not in error.message:
-                raise
+            said = await response.text()
+        except aiohttp.ClientError as error:
+            raise EngineUnavailable("The engine was lost in mid-answer.") from error
+        finally:
+            response.close()
+        if not response.ok and done not in said:
+            # vLLM answers 500 for every adapter that it cannot load: the reason matters, and it is no reason to try again.
+            raise EngineRefused(_message(said), status=response.status, code="engine_refused")
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -171,6 +175,14 @@ async def sse_data(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
             if lines:
                 yield b"\n".join(lines)
+
+
+def _message(said: str) -> str:
+    try:
+        body = json.loads(said)
+        return str(body["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return "The engine refused the adapter."
 
 
 def _refusal(body: Any, status: int) -> EngineRefused | EngineUnavailable:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from guards.guard import Blocked, Guard, GuardFailure
 from services.answer import AnswerGuard
-from services.errors import ContentRefused, GuardUnavailable, InvalidRequest, RetrievalUnavailable
+from services.errors import ContentRefused, EngineUnavailable, GuardUnavailable, InvalidRequest, RetrievalUnavailable
 from services.protocol import ChatRequest, CompletionRequest, plain_text
 
 if TYPE_CHECKING:
@@ -184,8 +184,10 @@ def _wants_logprobs(request: ChatRequest | CompletionRequest) -> bool:
 
 def _answered_by(route: Route, request: ChatRequest | CompletionRequest) -> dict[str, Any]:
     """Return the fields that hold the engine to the route: its adapter, and where it has labels, these and nothing else."""
-    if not route.labels:
+    if not route.only_labels:
         return {"model": route.engine_model}
+    if not route.labels:
+        raise EngineUnavailable(f"Route {route.name!r} answers with labels only, and this adapter version lists none.")
     for name in ("response_format", "structured_outputs", "tools"):
         if getattr(request, name, None) is not None:
             raise InvalidRequest(f"Route {route.name!r} answers with one of its labels; leave {name} out.", param=name)

@@ -25,7 +25,7 @@ import structlog
 
 from adapters.manifest import AdapterError, Manifest, read_manifest
 from adapters.registry import Loaded, Reference, Registry, RegistryFile
-from services.errors import AdapterRefused, EkibenError, EngineUnavailable, UnknownModel
+from services.errors import AdapterRefused, EkibenError, EngineRefused, EngineUnavailable, UnknownModel
 
 log = structlog.get_logger("ekiben")
 
@@ -91,7 +91,8 @@ class Slots:
     @asynccontextmanager
     async def running(self, packed: Mapping[str, str], seconds: float = 1.0) -> AsyncGenerator[None]:
         """Keep the engine at what the registry says; `packed` maps each adapter of the bundle to its version."""
-        self._take(await asyncio.to_thread(self._file.change, lambda state: state.packed(packed)))
+        self._take(await asyncio.to_thread(self._file.change, lambda state: state.packed(packed, capacity=self._capacity)))
+        self._changed()
         keeping = asyncio.create_task(self._keep(seconds))
         try:
             yield
@@ -105,8 +106,8 @@ class Slots:
             try:
                 async with self._changing:
                     await self.reconcile()
-            except (EkibenError, AdapterError, OSError) as error:
-                log.warning("adapters", problem=str(error))
+            except Exception as error:  # noqa: BLE001  whatever it is, the next time may be better
+                log.warning("adapters", kind=type(error).__name__, problem=str(error))
             await asyncio.sleep(seconds)
 
     async def reconcile(self) -> None:
@@ -118,20 +119,33 @@ class Slots:
             self._present = frozenset()  # it may come back empty
             return
         wanted = {one.label: one for one in self._state.loaded}
+        self._failed = {label: problem for label, problem in self._failed.items() if label in wanted}
+        for label in (present & wanted.keys()) - self._failed.keys():
+            await self._learn(wanted[label])
+        self._present = (present & wanted.keys()) - self._failed.keys()
         for label in present - wanted.keys():
             await self._engine.unload_adapter(label)
         for label in wanted.keys() - present - self._failed.keys():
             try:
                 await self._into_engine(wanted[label])
-            except (AdapterError, EkibenError) as error:
-                if isinstance(error, EngineUnavailable):
-                    raise
+            except EngineUnavailable as error:  # busy or lost: the next time may be better
+                log.warning("adapter not loaded", adapter=label, problem=str(error))
+            except (AdapterError, EngineRefused, OSError) as error:
                 self._failed[label] = str(error)  # once is enough: the same files give the same refusal
                 log.warning("adapter refused", adapter=label, problem=str(error))
-        for one in self._state.loaded:
-            await self._learn(one)
-        self._failed = {label: problem for label, problem in self._failed.items() if label in wanted}
-        self._present = frozenset(wanted) - self._failed.keys()
+            else:
+                self._present |= {label}
+
+    async def _learn(self, one: Loaded) -> None:
+        """Remember a version's manifest; one that cannot be read is not served."""
+        folder = self._shelf.folder(one.name, one.version)
+        if one.label in self._manifests or folder is None:
+            return
+        try:
+            self._manifests[one.label] = await asyncio.to_thread(read_manifest, folder)
+        except AdapterError as error:
+            self._failed[one.label] = str(error)
+            log.warning("adapter refused", adapter=one.label, problem=str(error))
 
     def _take(self, state: Registry) -> None:
         if state == self._state:
@@ -145,13 +159,10 @@ class Slots:
 
     async def _into_engine(self, one: Loaded) -> None:
         """Check a version, load it, and let it say a few words; what fails is taken out again."""
-        folder = self._shelf.folder(one.name, one.version)
-        if folder is None:
-            raise AdapterError(f"{one.label} is not in the model store; `ekiben adapter add` puts it there")
         began = time.monotonic()
         try:
             async with asyncio.timeout(CHANGE_SECONDS):
-                await asyncio.to_thread(self._shelf.check, folder)
+                folder = await self._checked(one)
                 await self._engine.load_adapter(one.label, folder)
                 try:
                     await smoke(self._engine, one.label)
@@ -167,6 +178,14 @@ class Slots:
             self._metrics.adapter_change(one.name, "refused", time.monotonic() - began)
             raise
         self._metrics.adapter_change(one.name, "ok", time.monotonic() - began)
+
+    async def _checked(self, one: Loaded) -> Path:
+        """Return the folder of a version that passed the gate."""
+        folder = self._shelf.folder(one.name, one.version)
+        if folder is None:
+            raise AdapterError(f"{one.label} is not in the model store; `ekiben adapter add` puts it there")
+        self._manifests[one.label] = await asyncio.to_thread(self._shelf.check, folder)
+        return folder
 
     def choose(self, shares: Mapping[str, float], key: str | None) -> Served:
         """Return the version that answers: by the shares, and for one `key` always the same.
@@ -185,8 +204,8 @@ class Slots:
         bounds = list(itertools.accumulate(share for _, _, share in held))
         name, version, _ = held[min(bisect.bisect_right(bounds, place), len(held) - 1)]
         label = f"{name}@{version}"
-        if problem := self._failed.get(label):
-            raise EngineUnavailable(f"Adapter {label} could not be loaded: {problem}")
+        if label in self._failed:  # why stands in the log and in the admin API: it may name paths
+            raise EngineUnavailable(f"Adapter {label} could not be loaded.")
         if label not in self._present:
             raise EngineUnavailable(f"Adapter {label} is being loaded; try again.")
         self._last_used[label] = time.time()
@@ -196,10 +215,6 @@ class Slots:
     def _version(self, text: str) -> tuple[str, str | None]:
         reference = Reference.parse(text)
         return reference.name, self._state.resolve(reference)
-
-    async def _learn(self, one: Loaded) -> None:
-        if one.label not in self._manifests and (folder := self._shelf.folder(one.name, one.version)) is not None:
-            self._manifests[one.label] = await asyncio.to_thread(read_manifest, folder)
 
     def ready(self) -> bool:
         """Whether the engine holds what it should, but for what was refused."""
@@ -246,7 +261,8 @@ class Slots:
         async with self._change():
             name, version = self._known(text)
             self._take(await asyncio.to_thread(self._file.change, lambda state: state.unloaded(name, version)))
-            await self._out_of_engine(f"{name}@{version}")
+            with contextlib.suppress(EngineUnavailable):  # an engine that is away forgets by itself
+                await self._out_of_engine(f"{name}@{version}")
             return f"{name}@{version}"
 
     async def promote(self, text: str, alias: str) -> str:
@@ -273,7 +289,7 @@ class Slots:
             try:
                 self._take(await asyncio.to_thread(self._file.read))
                 yield
-            except AdapterError as error:
+            except (AdapterError, EngineRefused) as error:
                 raise AdapterRefused(str(error)) from error
 
     def _known(self, text: str) -> tuple[str, str]:
@@ -290,11 +306,11 @@ class Slots:
         # Whether there is a slot is known before the engine is troubled.
         _, evicted = self._state.with_loaded(one, capacity=self._capacity, last_used=self._last_used)
         if one.label not in self._present:
+            await self._checked(one)  # before another one has to go for it
             for gone in evicted:  # first: vLLM would evict whichever it likes
                 await self._out_of_engine(gone.label)
                 self._metrics.adapter_evicted(gone.name)
             await self._into_engine(one)
-            await self._learn(one)
             self._failed.pop(one.label, None)
 
         def with_loaded(state: Registry) -> Registry:
@@ -315,6 +331,9 @@ async def smoke(engine: AdapterEngine, model: str) -> None:
     try:
         body = await engine.complete("/v1/completions", payload)
         logprobs = body["choices"][0]["logprobs"]["token_logprobs"]
+    except EngineUnavailable:
+        await engine.adapters()  # raises where the engine is lost: that is not the adapter's fault
+        raise AdapterError(f"{model}: was loaded, but the engine fails on it; the adapter does not fit the engine") from None
     except (EkibenError, KeyError, IndexError, TypeError) as error:
         raise AdapterError(f"{model}: was loaded, but cannot generate ({error}); the adapter does not fit the engine") from error
     if not logprobs or not all(isinstance(value, int | float) and math.isfinite(value) for value in logprobs):

@@ -1,4 +1,4 @@
-"""An adapter's versions while the box serves: added, loaded, promoted, split, rolled back, unloaded, removed; and after a loss."""
+"""An adapter's versions while the box serves: added, loaded, promoted, split, rolled back, unloaded, removed; after a loss."""
 
 import shutil
 import time
@@ -31,7 +31,7 @@ def admin(box, ekiben, home):
 
 @pytest.fixture(scope="module")
 def second(admin, tmp_path_factory):
-    """Another version of travel-intents, whose weights add nothing, so that it answers as the base does; the last test removes it."""
+    """Another version of travel-intents, whose weights add nothing: it answers as the base. The last test removes it."""
     folder = tmp_path_factory.mktemp("second") / "adapter"
     shutil.copytree(ROOT / "adapters/travel-intents", folder)
     tensors = load_file(folder / WEIGHTS)

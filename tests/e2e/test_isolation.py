@@ -52,10 +52,11 @@ PROMPTS = {
 
 
 class Served:
-    """An engine; `alone` is what each model says alone, and outlives it, so that the next engine is held to it too."""
+    """An engine; `alone` is what each model says alone in it."""
 
-    def __init__(self, http, folders, alone, ids):
-        self.http, self.folders, self.alone, self.ids = http, folders, alone, ids
+    def __init__(self, http, folders, ids):
+        self.http, self.folders, self.ids = http, folders, ids
+        self.alone = {}
         self.near_ties = 0
 
     async def ask(self, model, prompt, *, tokens=TOKENS, stream=False, n=1, leave=False):
@@ -160,15 +161,10 @@ def folders(model, tmp_path_factory):
     return {**made, "travel": ROOT / "adapters/travel-intents"}
 
 
-@pytest.fixture(scope="module")
-def alone():
-    return {}
-
-
 @pytest_asyncio.fixture(
     scope="module", loop_scope="module", params=[False, True], ids=["uncached-eager", "prefix-cache-compiled"]
 )
-async def served(request, model, folders, alone):
+async def served(request, model, folders):
     bundle = load_bundle(ROOT / "bundle.yaml").bundle
     engine = {
         "max_loras": SLOTS, "max_cpu_loras": LOADED, "max_num_seqs": 16, "max_num_batched_tokens": CHUNK, "max_model_len": 2048,
@@ -188,7 +184,7 @@ async def served(request, model, folders, alone):
         ids = {}
         for prompt, text in PROMPTS.items():
             ids[prompt] = (await http.post("/tokenize", json={"model": BASE, "prompt": text})).json()["tokens"]
-        served = Served(http, folders, alone, ids)
+        served = Served(http, folders, ids)
         await served.learn(BASE, *STATIC)
         yield served
 

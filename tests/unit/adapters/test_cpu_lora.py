@@ -175,7 +175,7 @@ def test_compiled_and_eager_give_the_same():
 
 
 def test_a_pack_shows_its_slices_over_one_memory():
-    pack = Pack(SLOTS, RANK, INPUT, (32, 16))
+    pack = Pack(SLOTS, RANK, INPUT, (32, 16), torch.float32)
     a, b = pack.views()
 
     assert [one.shape for one in a] == [(SLOTS, 1, RANK, INPUT)] * 2

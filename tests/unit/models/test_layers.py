@@ -51,7 +51,6 @@ def test_layers_of_several_files(tmp_path):
     assert linear_layers(tmp_path / "none") == {}
 
 
-@pytest.mark.xfail(reason="defect: _NOT_LINEAR is asked of plain weights only")
 def test_a_packed_output_head_is_not_among_them(tmp_path):
     head = {"lm_head.weight_packed": torch.zeros(4, 2, dtype=torch.int32), "lm_head.weight_shape": torch.tensor([4, 16])}
     save_file(head, tmp_path / "m.safetensors")

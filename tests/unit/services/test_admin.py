@@ -213,19 +213,16 @@ async def test_a_body_that_is_too_large(http):
     assert "The body is over 65536 bytes" in response.json()["error"]["message"]
 
 
-@pytest.mark.xfail(reason="defect: the admin API answers 400, the data plane 413 (BodyTooLarge)")
 async def test_a_body_that_is_too_large_is_told_as_on_the_data_plane(http):
     response = await http.post("/admin/adapters/load", content=b'{"adapter": "' + b"a" * 70_000 + b'"}')
     shaped(response, 413, "request_too_large")
 
 
-@pytest.mark.xfail(reason="defect: an alias of 16 hex digits can be set, and is read as a version ever after")
 async def test_an_alias_that_looks_like_a_version_is_refused(http):
     response = await change(http, "promote", adapter=f"a@{TWO}", alias="deadbeefdeadbeef")
     assert response.status_code == 400
 
 
-@pytest.mark.xfail(reason="defect: what is no EkibenError leaves as plain text", raises=ValueError)
 async def test_an_unforeseen_error_is_told_in_the_same_shape(http, state_file, monkeypatch):
     def full(_how):
         raise OSError(28, "No space left on device")

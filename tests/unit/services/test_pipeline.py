@@ -298,7 +298,6 @@ async def test_only_labels_refuses_what_asks_for_another_form(adapted, engine, r
     assert engine.asked == []
 
 
-@pytest.mark.xfail(reason="defect: a version whose manifest lists no labels answers freely under only_labels")
 async def test_only_labels_of_a_version_without_labels_does_not_answer_freely(adapted, adapters, engine):
     adapters.served = [Served("travel@2222222222222222", "box-adapter-travel:2222222222222222", ())]
     with pytest.raises(EkibenError):
