@@ -99,7 +99,7 @@ def test_a_replica_serves_the_same_set_and_may_split_it(box, serve, home, tmp_pa
     shutil.copy(ROOT / "bundle.lock", tmp_path)
     bundle = (ROOT / "bundle.yaml").read_text()
     split = "    adapter: { travel-intents@live: 50, travel-intents@canary: 50 }\n"
-    (tmp_path / "bundle.yaml").write_text(bundle.replace("    adapter: travel-intents\n", split))
+    (tmp_path / "bundle.yaml").write_text(bundle.replace("    adapter: travel-intents\n    only_labels: true\n", split))
     (tmp_path / "home").mkdir()
     (tmp_path / "home/models").symlink_to(home / "models")
     environment = {"EKIBEN_BUNDLE": str(tmp_path / "bundle.yaml"), "EKIBEN_STATE_DIR": str(home / "state")}

@@ -5,12 +5,16 @@ import json
 import random
 import re
 import time
+from pathlib import Path
 
 import httpx
 import openai
 import psutil
 import pytest
 
+from adapters.manifest import read_manifest
+
+ROOT = Path(__file__).resolve().parents[2]
 TRAVEL = {
     "book me a hotel room in boston for tonight": "book_hotel",
     "what's the exchange rate between dollars and yen": "exchange_rate",
@@ -329,3 +333,15 @@ def test_the_server_stops_when_told_also_after_callers_have_left(box):
     _, alive = psutil.wait_procs(workers, timeout=30)
 
     assert alive == []
+
+
+def test_a_route_of_labels_answers_with_nothing_else(client, http):
+    labels = set(read_manifest(ROOT / "adapters/banking-intents").labels)
+    for text in ("my card was swallowed by the machine", "tell me a long story about a dragon", "银行卡丢了怎么办？"):
+        answer = client.chat.completions.create(model="banking-intents", messages=say(text))
+        assert answer.choices[0].message.content in labels
+    body = {"model": "banking-intents", "messages": say("hi"), "response_format": {"type": "json_object"}}
+    refused = http.post("/v1/chat/completions", json=body)
+
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "response_format"
