@@ -1,4 +1,4 @@
-"""LoRA on a CPU engine: right in mixed batches, one pass over the weights of all adapters, and open to torch.compile.
+"""LoRA on a CPU engine: right in mixed batches, and one pass over the weights of all adapters.
 
 Stock vLLM 0.32.0 gathers a copy of the adapter's weights for every token, and takes index -1 for the last slot: requests of
 the base model that share a batch with an adapter's are answered by the adapter (upstream pull requests 48421 and 49656).
@@ -205,16 +205,13 @@ def check_vllm() -> None:
 def install() -> None:
     """Put the kernel in the place of vLLM's; raises RuntimeError where it must not be."""
     check_vllm()
-    from vllm.config import CompilationMode
     from vllm.lora import model_manager as manager
     from vllm.lora.layers import base_linear as layers
     from vllm.lora.punica_wrapper import punica_cpu
-    from vllm.v1.worker import cpu_model_runner
 
     # vLLM exports none of these as something to replace.
     stock_manager: Any = manager
     stock_layers: Any = layers
-    stock_runner: Any = cpu_model_runner.CPUModelRunner
 
     class GroupedPunicaWrapper(punica_cpu.PunicaWrapperCPU):
         """vLLM's interface to LoRA kernels, over this file's."""
@@ -233,18 +230,11 @@ def install() -> None:
             """Do nothing: the gate lets no adapter in that has weights for the embeddings."""
 
     stock_from_layer, stock_logits = stock_manager.from_layer, stock_manager.from_layer_logits_processor
-    stock_load, stock_device = stock_runner.load_model, stock_layers._get_lora_device  # noqa: SLF001  there is no public one
+    stock_device = stock_layers._get_lora_device  # noqa: SLF001  there is no public one
 
     def from_layer(layer: Any, *args: Any, **kwargs: Any) -> Any:
         made = stock_from_layer(layer, *args, **kwargs)
         return adopt(made) if isinstance(made, layers.BaseLinearLayerWithLoRA) else made
-
-    def load_model(runner: Any, *args: Any, **kwargs: Any) -> None:
-        # vLLM switches compilation off for LoRA on a CPU after having set it up: its own kernels cannot be compiled.
-        compilation = runner.vllm_config.compilation_config
-        if compilation.backend == "inductor" and not runner.model_config.enforce_eager:
-            compilation.mode = CompilationMode.DYNAMO_TRACE_ONCE
-        stock_load(runner, *args, **kwargs)
 
     def get_lora_device(base_layer: Any) -> torch.device:
         # On a CPU without AMX the INT8 weight is packed into oneDNN's own memory and the layer's is None.
@@ -256,4 +246,3 @@ def install() -> None:
     stock_manager.from_layer = from_layer
     stock_manager.from_layer_logits_processor = lambda *args, **kwargs: adopt(stock_logits(*args, **kwargs))
     stock_manager.get_punica_wrapper = GroupedPunicaWrapper
-    stock_runner.load_model = load_model

@@ -58,7 +58,7 @@ def vllm_arguments(
         return arguments
     layout = layout or Layout(processes="joined")
     arguments += [*layout.arguments, "--kv-cache-memory-bytes", str(kv_cache_bytes(engine, free_bytes))]
-    if not compiles(engine, layout):
+    if not compiles(engine, layout, lora=lora):
         arguments.append("--enforce-eager")
     return [*arguments, "--worker-extension-cls", "services.cpu_worker.CpuWorker"]
 
@@ -73,8 +73,10 @@ def vllm_environment(device: str, cores: int, layout: Layout | None = None) -> d
     return {**quiet, **layout.environment, "VLLM_TARGET_DEVICE": "cpu"}
 
 
-def compiles(engine: Engine, layout: Layout) -> bool:
-    """Whether a CPU engine compiles its model: as the bundle says, and else as the layout has it."""
+def compiles(engine: Engine, layout: Layout, *, lora: bool) -> bool:
+    """Whether a CPU engine compiles its model: not with LoRA (decision 4), else as the bundle says, else as the layout has it."""
+    if lora:
+        return False
     return layout.compiled if engine.enforce_eager is None else not engine.enforce_eager
 
 

@@ -138,10 +138,10 @@ def first_candidates(machine: Machine) -> list[Candidate]:
     return found if found[0].layout == safe else [Candidate("safe default", safe), *found]
 
 
-def compiled_candidate(best: Trial, bundle: Bundle) -> Candidate | None:
+def compiled_candidate(best: Trial, bundle: Bundle, *, lora: bool) -> Candidate | None:
     """Return the best layout compiled, where vLLM, the bundle and the machine allow it."""
     layout = best.layout.model_copy(update={"compiled": True})
-    possible = compiles(bundle.engine, layout) and compiler_missing() is None
+    possible = compiles(bundle.engine, layout, lora=lora) and compiler_missing() is None
     return Candidate(f"{best.name}, compiled", layout) if possible else None
 
 
@@ -170,7 +170,7 @@ async def tune(
         trials.append(await _try(bundle, candidate, model, adapters))
         yield trials[-1]
         if not waiting and not any(trial.layout.compiled for trial in trials):
-            further = compiled_candidate(choose(trials), bundle)
+            further = compiled_candidate(choose(trials), bundle, lora=bool(adapters))
             waiting = [further] if further else []
     best = choose(trials)
     yield Tuned(key=key, chosen=best.name, layout=best.layout, measured_at=datetime.now(UTC), trials=trials)

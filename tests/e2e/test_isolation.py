@@ -161,14 +161,12 @@ def folders(model, tmp_path_factory):
     return {**made, "travel": ROOT / "adapters/travel-intents"}
 
 
-@pytest_asyncio.fixture(
-    scope="module", loop_scope="module", params=[False, True], ids=["uncached-eager", "prefix-cache-compiled"]
-)
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[False, True], ids=["uncached", "prefix-cache"])
 async def served(request, model, folders):
     bundle = load_bundle(ROOT / "bundle.yaml").bundle
     engine = {
         "max_loras": SLOTS, "max_cpu_loras": LOADED, "max_num_seqs": 16, "max_num_batched_tokens": CHUNK, "max_model_len": 2048,
-        "kv_cache_memory_bytes": 2**30, "enable_prefix_caching": request.param, "enforce_eager": not request.param,
+        "kv_cache_memory_bytes": 2**30, "enable_prefix_caching": request.param,
     }  # fmt: skip
     bundle = bundle.model_copy(
         update={"engine": bundle.engine.model_copy(update=engine), "model": bundle.model.model_copy(update={"name": BASE})}

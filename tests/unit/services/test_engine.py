@@ -84,17 +84,18 @@ def test_a_measured_layout_decides_on_processes_and_compiling():
     assert vllm_environment("cpu", 2, layout)["VLLM_CPU_OMP_THREADS_BIND"] == "0-1"
 
 
-def test_the_bundle_has_the_last_word_on_compiling():
+def test_the_bundle_has_the_last_word_on_compiling_and_lora_cannot():
     layout = Layout(processes="joined", threads=2, compiled=True)
 
     assert "--enforce-eager" in arguments(adapters={}, layout=layout, enforce_eager=True)
-    assert "--enforce-eager" not in arguments(layout=layout)
+    assert "--enforce-eager" not in arguments(adapters={}, layout=layout)
+    assert "--enforce-eager" in arguments(layout=layout)
 
 
 def test_compiling_without_a_compiler_is_refused_before_the_engine_starts(monkeypatch):
     monkeypatch.setattr(engines, "compiler_missing", lambda: "torch.compile needs a C++ compiler")
     with pytest.raises(UnusableEngine, match=r"needs a C\+\+ compiler; or leave enforce_eager out"):
-        arguments(enforce_eager=False)
+        arguments(adapters={}, enforce_eager=False)
 
 
 def test_configurations_go_to_vllm_as_json():

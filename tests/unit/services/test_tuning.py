@@ -131,9 +131,10 @@ def test_both_threads_of_each_core_are_tried_where_there_are_two():
 
 def test_compiling_is_tried_only_where_it_is_possible():
     best = trial("a", 1)
-    assert compiled_candidate(best, bundle()).layout == FAST
+    assert compiled_candidate(best, bundle(), lora=False).layout == FAST
 
-    assert compiled_candidate(best, bundle(enforce_eager=True)) is None
+    assert compiled_candidate(best, bundle(), lora=True) is None
+    assert compiled_candidate(best, bundle(enforce_eager=True), lora=False) is None
 
 
 def test_a_later_layout_must_be_clearly_faster():
