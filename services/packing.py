@@ -19,7 +19,7 @@ from models.making import ModelRecipe, make_model, model_version
 from services.bundle import LoadedBundle
 from services.engine import missing_libraries, usable_cores, vllm_arguments, vllm_environment
 from services.engine_process import engine_process, free_port
-from services.lock import Lock, adapter_tag
+from services.lock import Lock, LockError, adapter_tag
 from services.recipes import RECIPES, refusal
 from services.settings import ROOT, load_settings
 from services.slots import smoke
@@ -106,7 +106,9 @@ def pack_adapters(loaded: LoadedBundle, model: str, folders: Mapping[str, Path],
 
 
 def adapter_base(loaded: LoadedBundle, model: str) -> BaseModel:
-    """Return what the gate compares adapters with: the packed model `model`."""
+    """Return what the gate compares adapters with: the packed model `model`. Raises LockError when it is not in the store."""
+    if not is_stored(model):
+        raise LockError(f"{model} is not in the model store; run `ekiben pack` first")
     folder = stored_path(model)
     return BaseModel(loaded.bundle.model.source, linear_layers(folder), folder)
 

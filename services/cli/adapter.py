@@ -40,22 +40,28 @@ def adapter_check(
     import asyncio
 
     from adapters.evaluate import evaluate
-    from adapters.gate import check_adapter
+    from adapters.gate import BaseModel, check_adapter
     from adapters.rows import read_rows
     from services.evaluation import open_engine
-    from services.lock import read_lock
+    from services.lock import LockError, read_lock
     from services.packing import adapter_base, try_adapters
 
     loaded = load(bundle)
     content = loaded.bundle
     with reported(), Bar() as bar:
         path = (bundle or load_settings().bundle).with_suffix(".lock")
-        model = read_lock(path).model
-        manifest = check_adapter(folder, base=adapter_base(loaded, model), max_lora_rank=content.engine.max_lora_rank)
-        if engine:
-            bar.step(f"trying {manifest.name} in an engine")
-            if problem := asyncio.run(try_adapters(loaded, model, {manifest.name: folder.resolve()})):
-                bar.note(f"not tried in an engine: {problem}")
+        # What needs no base is told first, also where nothing was packed.
+        manifest = check_adapter(folder, base=BaseModel(content.model.source), max_lora_rank=content.engine.max_lora_rank)
+        try:
+            model = read_lock(path).model
+            check_adapter(folder, base=adapter_base(loaded, model), max_lora_rank=content.engine.max_lora_rank)
+        except LockError as error:
+            bar.note(f"not compared with the base, nor tried in an engine: {error}")
+        else:
+            if engine:
+                bar.step(f"trying {manifest.name} in an engine")
+                if problem := asyncio.run(try_adapters(loaded, model, {manifest.name: folder.resolve()})):
+                    bar.note(f"not tried in an engine: {problem}")
         if data is not None:
             rows = read_rows(data)
 
@@ -192,9 +198,9 @@ def adapter_eval(  # noqa: PLR0913  it has as many options
             )  # fmt: skip
 
     with reported():
+        rows = read_rows(data)
         base = adapter_base(loaded, read_lock(path).model)
         manifest = check_adapter(folder, base=base, max_lora_rank=content.engine.max_lora_rank)
-        rows = read_rows(data)
         with Bar() as bar:
             report = asyncio.run(measure(bar)).report()
     if record:

@@ -10,7 +10,8 @@ pytest.importorskip("matplotlib")
 
 from adapters import checkpoint
 from adapters.checkpoint import CheckpointError
-from adapters.manifest import AdapterError, check_adapter
+from adapters.gate import BaseModel, check_adapter
+from adapters.manifest import AdapterError
 from adapters.recipe import Recipe, TrainingError
 from adapters.rows import RowError
 from services.bundle import load_bundle
@@ -99,7 +100,7 @@ def work(tmp_path, base):
 
 def test_the_folder_may_be_served_and_says_how_it_was_made(loaded, work):
     train_adapter(loaded, work, Bar())
-    manifest = check_adapter(work.out, base_source="pypi:m==1", max_lora_rank=16)
+    manifest = check_adapter(work.out, base=BaseModel("pypi:m==1"), max_lora_rank=16)
 
     assert sorted(path.name for path in work.out.iterdir()) == [
         "README.md", "adapter_config.json", "adapter_model.safetensors", "curve.png", "ekiben.json",
@@ -115,8 +116,8 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_weights(loaded, work, 
     whole = train_adapter(loaded, replace(work, out=tmp_path / "whole"), Bar())
     with pytest.raises(KeyboardInterrupt):
         train_adapter(loaded, work, Bar(killed_at=30))
-    with pytest.raises(AdapterError, match="is missing"):
-        check_adapter(work.out, base_source="pypi:m==1", max_lora_rank=16)
+    with pytest.raises(AdapterError, match=r"checkpoint\.pt is a pickle"):
+        check_adapter(work.out, base=BaseModel("pypi:m==1"), max_lora_rank=16)
     bar = Bar()
     resumed = train_adapter(loaded, work, bar)
 

@@ -396,4 +396,4 @@ def test_a_chat_template_that_is_no_text(folder, base):
 
 def test_a_name_that_vllm_does_not_take(folder):
     save(folder, {name.removesuffix(".weight"): tensor for name, tensor in tensors().items()})
-    refused(folder, "lora_A")
+    refused(folder, "not a LoRA weight of a linear layer")
