@@ -204,6 +204,18 @@ def test_embeddings(client):
     assert answer.usage.prompt_tokens > 10
 
 
+def test_a_route_of_labels_answers_with_nothing_else(client, http):
+    labels = set(read_manifest(ROOT / "adapters/banking-intents").labels)
+    for text in ("my card was swallowed by the machine", "tell me a long story about a dragon", "银行卡丢了怎么办？"):
+        answer = client.chat.completions.create(model="banking-intents", messages=say(text))
+        assert answer.choices[0].message.content in labels
+    body = {"model": "banking-intents", "messages": say("hi"), "response_format": {"type": "json_object"}}
+    refused = http.post("/v1/chat/completions", json=body)
+
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "response_format"
+
+
 def test_models_health_and_metrics(client, http):
     assert {m.id for m in client.models.list()} == {
         "assistant",
@@ -333,15 +345,3 @@ def test_the_server_stops_when_told_also_after_callers_have_left(box):
     _, alive = psutil.wait_procs(workers, timeout=30)
 
     assert alive == []
-
-
-def test_a_route_of_labels_answers_with_nothing_else(client, http):
-    labels = set(read_manifest(ROOT / "adapters/banking-intents").labels)
-    for text in ("my card was swallowed by the machine", "tell me a long story about a dragon", "银行卡丢了怎么办？"):
-        answer = client.chat.completions.create(model="banking-intents", messages=say(text))
-        assert answer.choices[0].message.content in labels
-    body = {"model": "banking-intents", "messages": say("hi"), "response_format": {"type": "json_object"}}
-    refused = http.post("/v1/chat/completions", json=body)
-
-    assert refused.status_code == 400
-    assert refused.json()["error"]["param"] == "response_format"
