@@ -54,7 +54,7 @@ def test_building_again_finds_the_same_version_and_does_nothing(home, version, e
 def test_nothing_leaks_in(bento):
     packed = [p.relative_to(bento / "src") for p in (bento / "src").rglob("*") if p.is_file()]
     whitelist = {"bundle.yaml", "bundle.lock", "bentofile.yaml", "uv.toml", "requirements"}
-    whitelist |= {"services", "adapters", "guards", "prompts", "rag"}
+    whitelist |= {"services", "models", "adapters", "guards", "prompts", "rag"}
 
     assert {p.parts[0] for p in packed} == whitelist
     assert {p.suffix for p in packed} == {".py", ".yaml", ".lock", ".txt", ".toml"}
@@ -81,7 +81,7 @@ def test_exported_and_imported_elsewhere_it_answers_the_same(home, version, serv
     bentoml(home, "export", f"ekiben:{version}", archive)
     with tarfile.open(archive) as content:
         names = content.getnames()
-    assert sum(name.endswith(".safetensors") for name in names) == 2
+    assert sum(name.endswith(".safetensors") for name in names) == 3  # the model and two adapters
     (tmp_path / "cwd").mkdir()
     bentoml(elsewhere, "import", archive, cwd=tmp_path / "cwd")
     box = serve(f"ekiben:{version}", tmp_path / "cwd", elsewhere, tmp_path / "serve.log", {"PYTHONSAFEPATH": "1"}).wait_ready()
