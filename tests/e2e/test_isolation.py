@@ -119,8 +119,10 @@ class Served:
     async def adapter(self, name, weights=None):
         """An adapter that is there for a while, under its weights' name or another."""
         await self.load(name, weights or name)
-        yield
-        await self.unload(name)
+        try:
+            yield
+        finally:
+            await self.unload(name)
 
     async def running(self, requests):
         """Wait until the engine works at that many requests."""
