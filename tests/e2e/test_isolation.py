@@ -1,8 +1,9 @@
 """Isolation of LoRA adapters in real vLLM: whatever shares a batch, each request is answered by its own model.
 
 A greedy answer in a batch may differ from the same request's answer alone where two tokens nearly tie: kernels round by the
-size of the batch, and logits in bfloat16 lie 0.125 apart. So an answer that differs is scored by its model, alone: each of its
-tokens must be within NEAR_TIE of what the model would have said there. Other models' answers, scored so, are FAR off.
+size of the batch, and logits in bfloat16 lie 0.125 apart, of which a token may lose two and another win two. So an answer that
+differs is scored by its model, alone: each of its tokens must be within NEAR_TIE of what the model would have said there, and
+on the mean within DRIFT. Other models' answers, scored so, are FAR off.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import random
 from contextlib import asynccontextmanager
 from itertools import permutations
 from pathlib import Path
+from statistics import mean
 
 import httpx
 import pytest
@@ -29,7 +31,7 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
-NEAR_TIE, FAR = 0.3, 1.0  # nats
+NEAR_TIE, DRIFT, FAR = 0.5, 0.1, 1.0  # nats
 TOKENS, LONG_ANSWER = 10, 60
 SLOTS, LOADED = 3, 5  # max_loras, max_cpu_loras
 CHUNK = 256  # max_num_batched_tokens: a longer prompt is prefilled in pieces, while others decode
@@ -81,15 +83,15 @@ class Served:
         return (await self.http.post("/v1/completions", json=body)).status_code
 
     async def score(self, model, prompt, answer):
-        """How far, in nats, the answer's worst token is from what this model would have said there."""
+        """How far, in nats, each of the answer's tokens is from what this model would have said there."""
         ids = self.ids[prompt]
         body = {"model": model, "prompt": ids + answer, "max_tokens": 1, "prompt_logprobs": 1}
         response = await self.http.post("/v1/completions", json=body)
         scored = response.raise_for_status().json()["choices"][0]["prompt_logprobs"][len(ids) :]
-        return max(
+        return [
             max(choice["logprob"] for choice in choices.values()) - choices[str(token)]["logprob"]
             for token, choices in zip(answer, scored, strict=True)
-        )
+        ]
 
     async def learn(self, *models):
         """Ask each prompt alone, one after the other; nothing else may be in flight."""
@@ -104,8 +106,8 @@ class Served:
         for answer in answers:
             if answer == alone:
                 continue
-            gap = await self.score(model, prompt, answer)
-            assert gap <= NEAR_TIE, f"{model} would not have answered {prompt!r} with {answer}, but with {alone}"
+            gaps = await self.score(model, prompt, answer)
+            assert own(gaps), f"{model} would not have answered {prompt!r} with {answer}, but with {alone}: {gaps}"
             self.near_ties += 1
 
     async def load(self, name, weights):
@@ -135,6 +137,11 @@ class Served:
                 return
             await asyncio.sleep(0.05)
         pytest.fail(f"there were never {requests} requests running")
+
+
+def own(gaps):
+    """Whether these are the gaps of an answer of the model's own."""
+    return max(gaps) <= NEAR_TIE and mean(gaps) <= DRIFT
 
 
 async def _events(response):
@@ -215,7 +222,8 @@ async def mix(served, models, *, rounds, seed, ns=(1,), leaving=0.0):
 async def test_any_two_models_answer_apart(served):
     """What the other tests rest on."""
     for one, other in permutations((BASE, *STATIC), 2):
-        assert max([await served.score(one, prompt, served.alone[other, prompt]) for prompt in ("short", "tale")]) >= FAR
+        gaps = [await served.score(one, prompt, served.alone[other, prompt]) for prompt in ("short", "tale")]
+        assert max(map(max, gaps)) >= FAR
 
 
 async def test_base_and_adapters_share_batches_with_all_slots_full(served):
@@ -276,7 +284,7 @@ async def test_scores_of_prompts_are_right_in_mixed_batches(served):
     scores = await asyncio.gather(*(served.score(*request, served.alone[request]) for request in asked))
     await busy
 
-    assert max(scores) <= NEAR_TIE
+    assert all(map(own, scores))
 
 
 @pytest.mark.parametrize("stream", [False, True])
