@@ -10,30 +10,31 @@ The worker installs it before the model is made (`services.cpu_worker`). CPU eng
 
 from __future__ import annotations
 
-import itertools
 from typing import Any, NamedTuple
 
 import torch
 
 CHECKED_VERSION = "0.32.0"
-# So many neighbouring tokens of one adapter are worth two products of their own.
-RUN_TOKENS = 32
+# A slot with so many tokens has products of its own, of at most so many rows: what is between them stays in the cache.
+MANY_TOKENS = 128
+PIECE = 512
 
 
 class Pack:
-    """The adapters of one layer: `a` (slots, in, slices * rank) and `b` (slots, slices * rank, out), of the model's dtype.
-
-    In bfloat16 a row's product is the same to the bit in every batch: sums are float32 and in one order, and what is rounded
-    between the two products is rounded alike. Products in float32 are faster in small batches, but differ with the batch in
-    the last bits, and a greedy answer then differs where two tokens nearly tie.
+    """The adapters of one layer, in float32: `a` (slots, in, slices * rank) and `b` (slots, slices * rank, out).
 
     `b` is block-diagonal: rows i*rank..(i+1)*rank reach the columns of slice i only. `used` holds the slots with weights.
+
+    A token's share must not depend on who shares its batch, or a greedy answer differs where two tokens nearly tie. MKL's
+    batched product of two blocks and more, of two rows and more each, gives a row the same bits wherever it stands and
+    whatever the sizes; a single block's sum is split among threads by its size. So there are always two of both. oneDNN's
+    products in bfloat16 are alike everywhere too, but take two to four times as long at these sizes.
     """
 
-    def __init__(self, slots: int, rank: int, inputs: int, sizes: tuple[int, ...], dtype: torch.dtype) -> None:
+    def __init__(self, slots: int, rank: int, inputs: int, sizes: tuple[int, ...]) -> None:
         self.rank, self.sizes = rank, sizes
-        self.a = torch.zeros(slots, inputs, len(sizes) * rank, dtype=dtype)
-        self.b = torch.zeros(slots, len(sizes) * rank, sum(sizes), dtype=dtype)
+        self.a = torch.zeros(slots, inputs, len(sizes) * rank)
+        self.b = torch.zeros(slots, len(sizes) * rank, sum(sizes))
         self.used: set[int] = set()
 
     def views(self) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
@@ -51,37 +52,36 @@ class Pack:
     def add(self, y: torch.Tensor, x: torch.Tensor, step: Step) -> None:
         """Add each adapter's share to the rows of its tokens, in place: y (tokens, out or more), x (tokens, in)."""
         groups = step.groups(frozenset(self.used))
-        for run in groups.runs:
-            self._add_run(y[run.rows], x[run.rows], run.slot)
-        if groups.scattered is None:
-            return
-        slots, order, length, inverse = groups.scattered
-        gathered = x.index_select(0, order).to(self.a.dtype).view(-1, length, x.shape[1])
-        share = torch.bmm(torch.bmm(gathered, self.a[slots]), self.b[slots]).flatten(0, 1).to(y.dtype)
-        share[length - 1] = 0  # written, not multiplied in: an adapter's product may be infinite
-        y[:, : self.b.shape[2]] += share.index_select(0, inverse)
+        y = y[:, : self.b.shape[2]]
+        for piece in groups.pieces:
+            share = self._share(x, piece.order, piece.slot, 2, y.dtype)
+            y.index_add_(0, piece.order[: piece.tokens], share[: piece.tokens])
+        if groups.few is not None:
+            slots, order, length, inverse = groups.few
+            share = self._share(x, order, slots, len(order) // length, y.dtype)
+            share[length - 1] = 0  # written, not multiplied in: an adapter's product may be infinite
+            y += share.index_select(0, inverse)
 
-    def _add_run(self, y: torch.Tensor, x: torch.Tensor, slot: int) -> None:
-        shrunk = x.to(self.a.dtype) @ self.a[slot]
-        offset = 0
-        for i, size in enumerate(self.sizes):
-            rows, columns = slice(i * self.rank, (i + 1) * self.rank), slice(offset, offset + size)
-            y[:, columns] += (shrunk[:, rows] @ self.b[slot, rows, columns]).to(y.dtype)
-            offset += size
+    def _share(self, x: torch.Tensor, order: torch.Tensor, slots: slice, blocks: int, dtype: torch.dtype) -> torch.Tensor:
+        """Return what is to be added for the rows of x in this order: so many equal blocks, of one slot or each of its own."""
+        gathered = x.index_select(0, order).float().view(blocks, -1, x.shape[1])
+        a, b = (weights[slots].expand(blocks, -1, -1) for weights in (self.a, self.b))  # copies nothing
+        return torch.bmm(torch.bmm(gathered, a), b).flatten(0, 1).to(dtype)
 
 
-class Run(NamedTuple):
-    """Neighbouring tokens of one slot, as a prompt's are."""
+class Piece(NamedTuple):
+    """Tokens of one slot that has many: the first `tokens` of `order`, which may name the last one twice to be even."""
 
-    slot: int
-    rows: slice
+    slot: slice
+    order: torch.Tensor
+    tokens: int
 
 
-class Scattered(NamedTuple):
-    """Single tokens of several slots, as in decoding, gathered into a block for each slot and all blocks equally long.
+class Few(NamedTuple):
+    """Tokens of slots that have few, as in decoding: a block for each slot, all equally long; a slot that is alone has two.
 
-    `order` (slots * length,) says which token stands where, and `inverse` (tokens,) brings each token its row back: those
-    without an adapter get row length - 1, the last of the first block, which is no token's.
+    `order` (blocks * length,) says which token stands where, and `inverse` (tokens,) brings each token its row back: those
+    that are not concerned get row length - 1, the last of the first block, which is no token's.
     """
 
     slots: slice
@@ -91,10 +91,10 @@ class Scattered(NamedTuple):
 
 
 class Groups(NamedTuple):
-    """How the tokens of a step are worked on: long runs one by one, all others at once."""
+    """How the tokens of a step are worked on."""
 
-    runs: list[Run]
-    scattered: Scattered | None
+    pieces: list[Piece]
+    few: Few | None
 
 
 class Step:
@@ -102,41 +102,45 @@ class Step:
 
     def __init__(self, indices: torch.Tensor) -> None:
         self.tokens = len(indices)
-        self._slots: list[int] = indices.tolist()
-        self._present = frozenset(self._slots)
+        self._rows: dict[int, list[int]] = {}
+        for row, slot in enumerate(indices.tolist()):
+            self._rows.setdefault(slot, []).append(row)
         self._groups: dict[frozenset[int], Groups] = {}
 
     def groups(self, used: frozenset[int]) -> Groups:
         """Return how the tokens of the slots in `used` are grouped; made once a step."""
-        slots = self._present & used
+        slots = used.intersection(self._rows)
         if slots not in self._groups:
             self._groups[slots] = self._group(slots)
         return self._groups[slots]
 
     def _group(self, slots: frozenset[int]) -> Groups:
-        runs: list[Run] = []
-        single: dict[int, list[int]] = {}
-        start = 0
-        for slot, tokens in itertools.groupby(self._slots):
-            stop = start + len(list(tokens))
-            if slot in slots:
-                if stop - start >= RUN_TOKENS or stop - start == self.tokens:
-                    runs.append(Run(slot, slice(start, stop)))
-                else:
-                    single.setdefault(slot, []).extend(range(start, stop))
-            start = stop
-        return Groups(runs, self._scatter(single) if single else None)
+        pieces: list[Piece] = []
+        few: dict[int, list[int]] = {}
+        for slot in slots:
+            rows = self._rows[slot]
+            if len(rows) < MANY_TOKENS:
+                few[slot] = rows
+                continue
+            for start in range(0, len(rows), PIECE):
+                piece = rows[start : start + PIECE]
+                order = torch.tensor(piece + piece[-1:] * (len(piece) % 2))
+                pieces.append(Piece(slice(slot, slot + 1), order, len(piece)))
+        return Groups(pieces, self._few(few) if few else None)
 
-    def _scatter(self, tokens: dict[int, list[int]]) -> Scattered:
-        slots = range(min(tokens), max(tokens) + 1)
-        length = max(len(rows) for rows in tokens.values()) + 1
-        order = torch.zeros(len(slots), length, dtype=torch.long)
+    def _few(self, rows: dict[int, list[int]]) -> Few:
+        slots = slice(min(rows), max(rows) + 1)
+        blocks = [rows.get(slot, []) for slot in range(slots.start, slots.stop)]
+        if len(blocks) == 1:
+            blocks = [blocks[0][::2], blocks[0][1::2]]
+        length = max(map(len, blocks)) + 1
+        order = torch.zeros(len(blocks), length, dtype=torch.long)
         inverse = torch.full((self.tokens,), length - 1)
-        for block, slot in enumerate(slots):
-            rows = torch.tensor(tokens.get(slot, []), dtype=torch.long)
-            order[block, : len(rows)] = rows
-            inverse[rows] = torch.arange(len(rows)) + block * length
-        return Scattered(slice(slots.start, slots.stop), order.flatten(), length, inverse)
+        for number, block in enumerate(blocks):
+            concerned = torch.tensor(block, dtype=torch.long)
+            order[number, : len(block)] = concerned
+            inverse[concerned] = torch.arange(len(block)) + number * length
+        return Few(slots, order.flatten(), length, inverse)
 
 
 # One worker has one model and one step at a time. A layer is known by where the memory of its first slice begins.
@@ -168,7 +172,7 @@ def adopt(layer: Any) -> Any:
     single = isinstance(layer.lora_a_stacked, torch.Tensor)  # the logits' layer has one slice and no tuple
     a = (layer.lora_a_stacked,) if single else layer.lora_a_stacked
     b = (layer.lora_b_stacked,) if single else layer.lora_b_stacked
-    pack = Pack(a[0].shape[0], a[0].shape[2], a[0].shape[3], tuple(one.shape[2] for one in b), a[0].dtype)
+    pack = Pack(a[0].shape[0], a[0].shape[2], a[0].shape[3], tuple(one.shape[2] for one in b))
     a, b = pack.views()
     layer.lora_a_stacked, layer.lora_b_stacked = (a[0], b[0]) if single else (a, b)
     _packs[a[0].data_ptr()] = pack
