@@ -74,7 +74,7 @@ PATTERNS = (
     Pattern("CN_LANDLINE", rf"(?<![A-Za-z0-9.])0[1-9]\d{{8,10}}{AFTER}", _WEAK, r"电话|座机|固话|传真|热线|致电|拨打|联系", bare_landline),
     Pattern("CN_LANDLINE", rf"{BEFORE}[48]00[- ]?\d{{3}}[- ]?\d{{4}}{AFTER}", _WEAK, r"电话|热线|客服|致电|拨打|联系"),
     Pattern("CN_LANDLINE", rf"{BEFORE}400[- ]\d{{3}}[- ]?\d{{4}}{AFTER}", 0.6),
-    Pattern("CN_LANDLINE", rf"{BEFORE}[2-8]\d{{2,3}}[- ]?\d{{4}}{AFTER}", 0.25, r"电话|座机|固话|传真"),
+    Pattern("CN_LANDLINE", rf"{BEFORE}[2-8]\d{{2,3}}[- ]?\d{{4}}{AFTER}", _WEAK, r"电话|座机|固话|传真"),
     Pattern(
         "PHONE_NUMBER",
         r"(?i)(?<![a-z0-9.+(/-])(?:\+ ?|\(\+?)?\d{1,5}\)?(?:[ .-]{0,2}\(?\d{1,5}\)?|\(\d\)){1,7}"

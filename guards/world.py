@@ -13,7 +13,7 @@ from guards.pattern import AFTER, BEFORE, Pattern, digits, luhn
 _WEAK = 0.3  # needs context
 _CARD_WORDS = r"(?i)\bcard|credit|debit|visa|master|amex|american exp|maestro|discover|diners|\bjcb|\bcc\b|payment|卡号|信用卡|银行卡|储蓄卡|借记卡|支付"
 _GROUPED_CARD = re.compile(r"\d+|\d{4}(?:([ -])\d{4})(?:\1\d{4}){1,3}(?:\1\d{1,3})?|\d{4}([ -])\d{6}\2\d{4,5}", re.ASCII)
-_CHINESE_ID = re.compile(r"\d{6}(?:19|20)\d\d[01]\d[0-3]\d{4}", re.ASCII)  # `guards.china` knows better
+_CHINESE_ID = re.compile(r"\d{6}(?:19|20)\d\d[01]\d[0-3]\d{5}", re.ASCII)  # `guards.china` knows better
 _OCTET = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
 _MIN_GROUPS = 3  # of an IPv6 address; with fewer it may be a name in C++ or a time
 
