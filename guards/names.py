@@ -24,6 +24,7 @@ DEFAULT_ENTITIES = ("LOCATION", "PERSON")
 _LABELS = {"PERSON": "PERSON", "GPE": "LOCATION", "LOC": "LOCATION", "ORG": "ORGANIZATION"}
 _SCORE = 0.6  # the model gives none; by its precision this is what a name is worth
 _UNUSED = ("tagger", "parser", "lemmatizer", "attribute_ruler", "senter")
+_WORD = re.compile(r"[A-ZÀ-Þ][A-Za-zÀ-ɏ]{2,}")
 _LATIN_WORD = re.compile(r"[A-Za-zÀ-ɏ]{2}")
 _CAPITALISED = re.compile(r"[A-ZÀ-Þ][A-Za-zÀ-ɏ]")
 _MAX_WORDS = 5
@@ -198,8 +199,11 @@ class Names:
     def find(self, text: str) -> list[Span]:
         """Return the names in a text, in order and without overlaps; spans are those of the original text."""
         seen = normalize(text)
-        found = [Span(*seen.span(s.start, s.end), s.entity, s.score) for s in (*self._by_model(seen.text), *by_rule(seen.text))]
-        return without_overlaps(span for span in found if span.entity in self._entities)
+        found = [*self._by_model(seen.text), *by_rule(seen.text)]
+        found += again(seen.text, found)
+        return without_overlaps(
+            Span(*seen.span(span.start, span.end), span.entity, span.score) for span in found if span.entity in self._entities
+        )
 
     def _by_model(self, text: str) -> Iterator[Span]:
         if text.isascii() and text.islower():
@@ -223,6 +227,17 @@ def by_rule(text: str) -> Iterator[Span]:
             for start, end, score in pattern.find(text):
                 if pattern not in _CUED or name_within(text[start:end], "PERSON"):
                     yield Span(start, end, pattern.entity, score)
+
+
+def again(text: str, found: list[Span]) -> Iterator[Span]:
+    """Yield where the persons found stand once more, also by one of their names alone."""
+    known = {text[span.start : span.end] for span in found if span.entity == "PERSON"}
+    known |= {word for name in known for word in _WORD.findall(name) if word.lower() not in _NEVER}
+    if known:
+        for match in re.finditer(
+            rf"(?<![A-Za-z])(?:{'|'.join(map(re.escape, sorted(known, key=len, reverse=True)))})(?![A-Za-z])", text
+        ):
+            yield Span(*match.span(), "PERSON", _SCORE)
 
 
 def name_within(found: str, entity: str) -> tuple[int, int] | None:

@@ -44,9 +44,16 @@ def test_long_texts_are_searched_in_pieces(names, monkeypatch):
     assert [text[s.start : s.end] for s in names.find(text)] == ["Ada Lovelace", "Ada Lovelace"]
 
 
+def test_who_was_named_once_is_found_again(names):
+    text = "Ada Lovelace left. Then Ada came back, and Adam. 请王小明老师发言, 后来王小明走了"
+    found = [text[span.start : span.end] for span in names.find(text)]
+
+    assert found == ["Ada Lovelace", "Ada", "王小明", "王小明"]
+
+
 def test_torch_is_left_alone(tmp_path):
     spacy.blank("en").to_disk(tmp_path)
-    code = "import sys; from pathlib import Path; from guards.names import Names; Names(Path(sys.argv[1]))\nprint('torch' in sys.modules)"
+    code = "import sys, pathlib; from guards import names; names.Names(pathlib.Path(sys.argv[1]))\nprint('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True, cwd=ROOT)
 
     assert out.stdout.strip() == "False"
