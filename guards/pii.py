@@ -32,7 +32,7 @@ ENTITIES = tuple(sorted({"EMAIL_ADDRESS", "IBAN_CODE", *(pattern.entity for patt
 DEFAULT_ENTITIES = tuple(e for e in ENTITIES if e not in {"CN_POSTCODE", "CN_USCC", "DATE_OF_BIRTH", "URL"})
 
 # Values with characters that end a run of an identifier: a stream must hold the whole clause to find them.
-CLAUSE_ENTITIES = frozenset({"CN_ADDRESS", "DATE_OF_BIRTH"})
+CLAUSE_ENTITIES = frozenset({"CN_ADDRESS", "DATE_OF_BIRTH", "SECRET_PASSWORD"})
 
 # Values of many lines: a stream must hold them from `-----BEGIN` on.
 BLOCK_ENTITIES = frozenset({"SECRET_PRIVATE_KEY"})

@@ -78,6 +78,6 @@ PATTERNS = (
     Pattern("US_SSN", rf"{BEFORE}(?!000|666|9)\d{{3}}[- .](?!00)\d{{2}}[- .](?!0000)\d{{4}}(?![A-Za-z0-9-])", 0.5,
             r"(?i)\bssn|social"),
     Pattern("US_SSN", rf"{BEFORE}(?!000|666|9)\d{{3}}(?!00)\d{{2}}(?!0000)\d{{4}}{AFTER}", _WEAK, r"(?i)\bssn|social"),
-    Pattern("DATE_OF_BIRTH", rf"(?i)(?:\bdob\b|\bborn\b|birth ?date|birthday|date of birth|生日|出生(?:日期|年月)?)[ :]{{0,2}}(?:on |is |于|在|是|为)?({_DATE})",
+    Pattern("DATE_OF_BIRTH", rf"(?i)(?:\bdob\b|\bborn\b|birth(?: ?date|day)?|生日|出生(?:日期|年月)?)[ :]{{0,2}}(?:on |is |于|在|是|为)?({_DATE})",
             0.65, needs=r"(?i)dob|born|birth|生"),
 )  # fmt: skip
