@@ -55,7 +55,7 @@ def ipv6(value: str) -> float | None:
     except ValueError:
         return None
     groups = [group for group in value.split("/", maxsplit=1)[0].split(":") if group]
-    return 0.6 if len(groups) >= _MIN_GROUPS else _WEAK
+    return 0.6 if len(groups) >= _MIN_GROUPS or value.lower().startswith("fe80:") else _WEAK
 
 
 PATTERNS = (
