@@ -64,7 +64,7 @@ class Names:
         if not (folder / "config.cfg").is_file():
             msg = f"{folder} is not a spaCy model: it has no config.cfg"
             raise FileNotFoundError(msg)
-        with without("torch"), without("transformers"):
+        with without("torch"), without("transformers"):  # also Presidio looks for them, at spaCy's first load
             import spacy
 
             self._nlp: Any = spacy.load(folder, exclude=list(_UNUSED))
