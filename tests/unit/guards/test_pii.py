@@ -1,13 +1,15 @@
 """Personal data by pattern, glued to Chinese or not."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from guards.china import id_card, luhn
-from guards.pii import ENTITIES, find_pii
+from guards.pii import BLOCK_ENTITIES, CLAUSE_ENTITIES, DEFAULT_ENTITIES, ENTITIES, find_pii
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -42,27 +44,53 @@ def test_leaves_alone(text):
     assert find_pii(text, ENTITIES, 0.4) == []
 
 
-def test_a_check_digit_raises_the_score_and_does_not_gate():
-    assert id_card("11010519491231002X") == 1.0
-    assert id_card("110105194912310021") == 0.6
-    assert id_card("990105194912310021") == 0.45
-    assert id_card("110105194913310021") is None
-
-
-def test_luhn():
-    assert luhn("4111111111111111")
-    assert not luhn("4111111111111112")
-
-
 def test_only_the_entities_asked_for():
     assert find_pii("jane@example.com 13812345678", ("CN_MOBILE",), 0.4)[0].entity == "CN_MOBILE"
 
 
 def test_the_detector_does_without_torch():
     """The gateway's process stays light; `thinc` would import torch where it finds it."""
-    code = (
-        "import sys; from guards.pii import ENTITIES, find_pii; find_pii('a@b.com', ENTITIES, 0.4); print('torch' in sys.modules)"
-    )
+    code = "import sys; from guards import pii; pii.find_pii('a@b.com', pii.ENTITIES, 0.4); print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
 
     assert out.stdout.strip() == "False"
+
+
+def test_context_raises_scores_and_is_never_reported():
+    assert find_pii("3312 4477", ENTITIES, 0.4) == []
+    [span] = find_pii("3312 4477", ENTITIES, 0.4, context="a@example.com, phone: ")
+
+    assert (span.start, span.end, span.entity) == (0, 9, "PHONE_NUMBER")
+
+
+def test_a_value_that_begins_in_the_context_is_reported_from_the_text_on():
+    [span] = find_pii("@example.com", ENTITIES, 0.4, context="mail jane")
+
+    assert (span.start, span.end, span.entity) == (0, 12, "EMAIL_ADDRESS")
+
+
+@given(
+    st.sampled_from(["电话：", "phone ", "卡号是", "x" * 40, ""]),
+    st.sampled_from(["6222021234567890", "3312 4477", "4.1.2.8"]),
+)
+def test_context_counts_as_if_it_were_text(context, text):
+    apart = find_pii(text, ENTITIES, 0.4, context=context)
+    whole = find_pii(context + text, ENTITIES, 0.4)
+
+    assert [(s.start + len(context), s.end + len(context), s.entity) for s in apart] == [
+        (s.start, s.end, s.entity) for s in whole
+    ]
+
+
+def test_the_default_leaves_urls_alone():
+    assert set(DEFAULT_ENTITIES) < set(ENTITIES)
+    assert find_pii("see https://example.com", DEFAULT_ENTITIES, 0.4) == []
+    assert set(ENTITIES) >= CLAUSE_ENTITIES | BLOCK_ENTITIES
+
+
+@given(st.text(alphabet="0123456789-. ()+/@:abX中电话号", max_size=80))
+def test_spans_are_in_order_and_apart(text):
+    spans = find_pii(text, ENTITIES, 0.4)
+
+    assert all(a.end <= b.start for a, b in itertools.pairwise(spans))
+    assert all(0 <= s.start < s.end <= len(text) and 0.4 <= s.score <= 1 for s in spans)
