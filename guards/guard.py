@@ -13,7 +13,7 @@ from guards.detectors import Detectors
 from guards.pii import BLOCK_ENTITIES, CLAUSE_ENTITIES
 from guards.placeholders import FORM, LITERAL, Vault
 from guards.policy import Check, GroundednessCheck, InjectionCheck, JudgeCheck, LeakCheck, ModerationCheck, NamesCheck, ValueCheck
-from guards.stream import Hold, Window
+from guards.stream import Hold, Stop, Window
 from guards.thresholds import THRESHOLDS
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Finding:
         return {**shown, "shadow": True} if self.shadow else shown
 
 
-class Blocked(Exception):
+class Blocked(Stop):
     """The policy refuses this request, or the rest of this answer; `finding` says why."""
 
     def __init__(self, finding: Finding) -> None:
@@ -274,6 +274,8 @@ class Guard:
     def _hide(self, stage: Stage, checks: Sequence[Check], text: str) -> str:
         window = self.hold(stage, checks)
         shown = window.feed(text) + window.finish()
+        if window.stopped is not None:
+            raise window.stopped
         for check in checks:
             if isinstance(check, ModerationCheck) and check.action == "mask":
                 hits = self._run(stage, check, lambda c=check, t=shown: self.detectors.moderation(self.policy, c).find(t)) or ()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from guards.policy import LeakCheck, ModerationCheck, ValueCheck
+from guards.stream import Stop
 
 if TYPE_CHECKING:
     from guards.guard import Guard
@@ -24,6 +25,11 @@ Kind = Literal["text", "tool_arguments"]
 class Step(Protocol):
     """A step of the way."""
 
+    @property
+    def stopped(self) -> Stop | None:
+        """Why the text ends where it does, if a check ended it."""
+        ...
+
     def feed(self, piece: str) -> str:
         """Return what may go on so far."""
         ...
@@ -34,36 +40,45 @@ class Step(Protocol):
 
 
 class OutputGuard:
-    """One text: call `feed` with each piece, then `finish` once; both raise Blocked and GuardFailure.
+    """One text: call `feed` with each piece, then `finish` once; both raise GuardFailure.
 
+    Where a check blocks, `blocked` says why; the text ends before what it found, and what is fed later is not looked at.
     `spoken` collects what was said with placeholders still in place, as the rest of the path may see it.
     """
 
     def __init__(self, guard: Guard, kind: Kind = "text") -> None:
         content = guard.policy.content
-        self._before: list[Step] = []
+        self._steps: list[Step] = []
         if any(isinstance(check, ValueCheck) for check in content.output):
-            self._before.append(guard.hold("output", content.output))
-        self._before += [_Moderated(guard, check) for check in content.output if isinstance(check, ModerationCheck)]
+            self._steps.append(guard.hold("output", content.output))
+        self._steps += [_Moderated(guard, check) for check in content.output if isinstance(check, ModerationCheck)]
         if guard.system_prompt:
-            self._before += [_Watched(guard, check) for check in content.output if isinstance(check, LeakCheck)]
+            self._steps += [_Watched(guard, check) for check in content.output if isinstance(check, LeakCheck)]
         self._restorer = _restorer(guard.vault, content.restore, kind)
+        self.blocked: Stop | None = None
         self.spoken = ""
 
     def feed(self, piece: str) -> str:
         """Return what may be shown so far."""
-        for step in self._before:
-            piece = step.feed(piece)
-        self.spoken += piece
-        return self._restorer.feed(piece) if self._restorer else piece
+        return self._through(piece, final=False)
 
     def finish(self) -> str:
         """Return the rest."""
-        rest = ""
-        for step in self._before:
-            rest = step.feed(rest) + step.finish() if rest else step.finish()
-        self.spoken += rest
-        return self._restorer.feed(rest) + self._restorer.finish() if self._restorer else rest
+        return self._through("", final=True)
+
+    def _through(self, text: str, *, final: bool) -> str:
+        if self.blocked is not None:
+            return ""
+        for step in self._steps:
+            text = step.feed(text) if text else ""
+            if final and step.stopped is None:
+                text += step.finish()
+            if step.stopped is not None:
+                self.blocked, final = step.stopped, True
+        self.spoken += text
+        if self._restorer is not None:
+            text = self._restorer.feed(text) + (self._restorer.finish() if final else "")
+        return text
 
 
 def _restorer(vault: Vault, places: tuple[str, ...], kind: Kind) -> Step | None:
@@ -80,6 +95,7 @@ class _Moderated:
 
     guard: Guard
     check: ModerationCheck
+    stopped: Stop | None = None
     _pending: str = ""
     _before: str = ""
 
@@ -95,13 +111,17 @@ class _Moderated:
     def _look(self, piece: str, *, final: bool) -> str:
         self._pending += piece
         whole, lead = self._before + self._pending, len(self._before)
-        held = 0 if final else min(self.guard.run("output", self.check, lambda: self._phrases.hold(whole)) or 0, len(self._pending))
-        cut = len(whole) - held
+        hold = 0 if final else self.guard.run("output", self.check, lambda: self._phrases.hold(whole)) or 0
+        cut = len(whole) - min(hold, len(self._pending))
         out, at = [], lead
         for hit in self.guard.run("output", self.check, lambda: self._phrases.find(whole)) or ():
-            if hit.start < lead or hit.end > cut:
+            if hit.start < at or hit.end > cut:
                 continue
-            self.guard.act("output", self.check, f"{hit.category}:{hit.phrase}")
+            try:
+                self.guard.act("output", self.check, f"{hit.category}:{hit.phrase}")
+            except Stop as stop:
+                self.stopped, cut = stop, hit.start
+                break
             if self.check.action == "mask" and not self.check.shadow:
                 out += [whole[at : hit.start], "***"]
                 at = hit.end
@@ -116,6 +136,7 @@ class _Watched:
 
     guard: Guard
     check: LeakCheck
+    stopped: Stop | None = None
     _pending: str = ""
     _told: bool = False
 
@@ -123,17 +144,29 @@ class _Watched:
         self._leaks: LeakStream = self.guard.detectors.leaks(self.guard.system_prompt, self.guard.canary).stream()
 
     def feed(self, piece: str) -> str:
+        known = len(self._pending)
         self._pending += piece
-        leak = self.guard.run("output", self.check, lambda: self._leaks.feed(piece))
-        if leak is not None and not self._told:
+        certain = self.guard.run("output", self.check, lambda: self._certain(piece, known)) if not self._told else None
+        if self._leaks.leak is not None and not self._told:
             self._told = True
-            self.guard.act("output", self.check, leak.kind)
-        if self._told or self.check.action == "flag" or self.check.shadow:
+            try:
+                self.guard.act("output", self.check, self._leaks.leak.kind)
+            except Stop as stop:
+                self.stopped = stop
+        if self.stopped is None and (certain is None or self.check.action == "flag" or self.check.shadow):
             return self.finish()
-        cut = len(self._pending) - min(self._leaks.hold(), len(self._pending))
-        shown, self._pending = self._pending[:cut], self._pending[cut:]
+        shown, self._pending = self._pending[: certain or 0], self._pending[certain or 0 :]
         return shown
 
     def finish(self) -> str:
         rest, self._pending = self._pending, ""
         return rest
+
+    def _certain(self, piece: str, known: int) -> int:
+        """Return how much of what is pending is harmless; letter by letter, or it would depend on the pieces."""
+        harmless = 0
+        for read, char in enumerate(piece, start=known + 1):
+            if self._leaks.feed(char) is not None:
+                break
+            harmless = max(harmless, read - self._leaks.hold())
+        return harmless

@@ -40,6 +40,10 @@ _BLOCK_END = re.compile(r"-{4,5} ?END [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z ]{0,10}-{4,
 _MAYBE_BLOCK = re.compile(r"-{1,5}(?: ?(?:B|BE|BEG|BEGI|BEGIN(?: [A-Z0-9 ]{0,60}-{0,4})?)?)?\Z")
 
 
+class Stop(Exception):
+    """Raised by `replace` where a text must end before a value."""
+
+
 class Located(Protocol):
     """A value from `start` to `end` (exclusive)."""
 
@@ -54,7 +58,8 @@ class Window[T: Located]:
     """One stream of text: call `feed` with each piece, then `finish` once.
 
     `find(segment, context)` returns the values in a segment, in order and without overlaps; it may be asked twice about the
-    same text. `replace(value, text)` returns what is shown in a value's place and is asked once for each.
+    same text. `replace(value, text)` returns what is shown in a value's place and is asked once for each. When it raises Stop
+    the text ends before this segment: `stopped` holds it, and nothing more is shown.
     """
 
     find: Callable[[str, str], Sequence[T]]
@@ -62,14 +67,10 @@ class Window[T: Located]:
     hold: Hold = "identifier"
     blocks: bool = True
     """Whether private keys are held as a whole."""
+    stopped: Stop | None = None
     _pending: str = ""
     _context: str = ""
     _swallowing: bool = False
-
-    @property
-    def held(self) -> int:
-        """How many characters wait for the end of their segment."""
-        return len(self._pending)
 
     def feed(self, piece: str) -> str:
         """Return what may be shown so far."""
@@ -81,7 +82,16 @@ class Window[T: Located]:
         return self._drain(final=True)
 
     def _drain(self, *, final: bool) -> str:
-        text, out, at = self._pending, [], 0
+        out: list[str] = []
+        if self.stopped is None:
+            try:
+                self._go(out, final=final)
+            except Stop as stop:
+                self.stopped, self._pending = stop, ""
+        return "".join(out)
+
+    def _go(self, out: list[str], *, final: bool) -> None:
+        text, at = self._pending, 0
         while at < len(text):
             end, complete, limit = self._segment(text, at, final=final)
             if end == at:  # a character that ends segments
@@ -102,7 +112,6 @@ class Window[T: Located]:
             else:
                 break
         self._pending = text[at:]
-        return "".join(out)
 
     def _pass(self, text: str) -> None:
         self._context = (self._context + text)[-CONTEXT:]

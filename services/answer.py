@@ -1,32 +1,45 @@
-"""What becomes of the engine's answer before the caller sees it: masked, cited, and named by the versions that made it."""
+"""What becomes of the engine's answer before the caller sees it: guarded, cited, and named by the versions that made it."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+from guards.output import OutputGuard
+
 if TYPE_CHECKING:
-    from guards.guard import Guard, OutputMasker
+    from guards.guard import Guard
     from rag.chain import Context
     from services.routing import Route
 
+CONTENT_FILTER = "content_filter"
 TEXT_FIELDS = ("reasoning", "reasoning_content", "content", "refusal", "text")
 
 
 class AnswerGuard:
-    """The answer to one request; use either `whole` once, or `event` for each event of a stream."""
+    """The answer to one request; use either `whole` once, or `event` for each event of a stream. Both raise GuardFailure.
 
-    def __init__(self, route: Route, guard: Guard, context: Context | None) -> None:
+    A choice that a guard blocks ends there with `content_filter`; the other choices go on.
+    """
+
+    def __init__(self, route: Route, guard: Guard, context: Context | None, choices: int = 1) -> None:
         self._route = route
         self._guard = guard
         self._context = context
-        self._maskers: dict[int, dict[tuple[str, int], OutputMasker]] = defaultdict(dict)
-        self._spoken: dict[int, list[str]] = defaultdict(list)
+        self._choices = choices
+        self._texts: dict[int, dict[tuple[str, int], OutputGuard]] = defaultdict(dict)
+        self._grounded: list[dict[str, Any]] = []
+        self._ended: set[int] = set()
         self._announced = False
+
+    @property
+    def over(self) -> bool:
+        """Whether guards have ended every choice: what the engine still says is for nobody."""
+        return len(self._ended) >= self._choices
 
     def whole(self, body: dict[str, Any]) -> dict[str, Any]:
         """Return a non-streamed answer."""
-        shown = dict(body) if not self._guard.masks_output else _only(body, _BODY)
+        shown = dict(body) if not self._guard.hides_output else _only(body, _BODY)
         shown["choices"] = [self._choice(choice) for choice in body.get("choices", [])]
         shown["model"] = self._route.name
         shown["ekiben"] = self._about(final=True)
@@ -34,9 +47,9 @@ class AnswerGuard:
 
     def event(self, event: dict[str, Any], *, keep_usage: bool) -> dict[str, Any] | None:
         """Return one event of a stream, or None where nothing of it is to be shown yet."""
-        shown = dict(event) if not self._guard.masks_output else _only(event, _BODY)
+        shown = dict(event) if not self._guard.hides_output else _only(event, _BODY)
         shown["model"] = self._route.name
-        choices = [self._delta_choice(choice) for choice in event.get("choices", [])]
+        choices = [self._delta_choice(choice) for choice in event.get("choices", []) if choice.get("index", 0) not in self._ended]
         shown["choices"] = [choice for choice in choices if choice is not None]
         if not keep_usage:
             shown.pop("usage", None)
@@ -52,95 +65,113 @@ class AnswerGuard:
 
     def _choice(self, choice: dict[str, Any]) -> dict[str, Any]:
         index = choice.get("index", 0)
-        shown = dict(choice) if not self._guard.masks_output else _only(choice, _CHOICE)
+        shown = dict(choice) if not self._guard.hides_output else _only(choice, _CHOICE)
         if "message" in choice:
-            shown["message"] = self._said(index, choice["message"])
+            shown["message"] = said = self._said(index, choice["message"])
         else:
-            shown |= self._said(index, choice)
+            said = self._said(index, choice)
+            shown |= said
+        if self._blocked(index):
+            said.pop("tool_calls", None)  # half a call must not be made
+            shown.pop("tool_calls", None)
+            shown["finish_reason"] = CONTENT_FILTER
         return shown
 
     def _said(self, index: int, source: dict[str, Any]) -> dict[str, Any]:
-        said = dict(source) if not self._guard.masks_output else _only(source, _MESSAGE)
+        said = dict(source) if not self._guard.hides_output else _only(source, _MESSAGE)
         for name in TEXT_FIELDS:
             if isinstance(source.get(name), str):
-                said[name] = self._masked(index, name, 0, source[name], last=True)
-        if isinstance(said.get("content"), str):
-            said["content"] += self._citations(index)
-        if source.get("tool_calls"):
-            calls: list[dict[str, Any]] = source["tool_calls"]
+                said[name] = self._guarded(index, name, 0, source[name], last=True)
+        calls: list[dict[str, Any]] = source.get("tool_calls") or []
+        if calls:
             said["tool_calls"] = [self._tool_call(index, number, call, last=True) for number, call in enumerate(calls)]
+        if isinstance(said.get("content"), str):
+            said["content"] += self._concluded(index)
         return said
 
     def _delta_choice(self, choice: dict[str, Any]) -> dict[str, Any] | None:
         index = choice.get("index", 0)
-        shown = dict(choice) if not self._guard.masks_output else _only(choice, _CHOICE)
+        shown = dict(choice) if not self._guard.hides_output else _only(choice, _CHOICE)
         chat = "delta" in choice
         source = choice.get("delta") or {} if chat else choice
-        delta = dict(source) if not self._guard.masks_output else _only(source, _MESSAGE)
+        delta = dict(source) if not self._guard.hides_output else _only(source, _MESSAGE)
         for name in TEXT_FIELDS:
             if isinstance(source.get(name), str):
-                delta[name] = self._masked(index, name, 0, source[name])
+                delta[name] = self._guarded(index, name, 0, source[name])
         if source.get("tool_calls"):
             delta["tool_calls"] = [self._tool_call(index, call.get("index", 0), call) for call in source["tool_calls"]]
-        if choice.get("finish_reason"):
+        if choice.get("finish_reason") and not self._blocked(index):
             self._flush(index, delta)
-            if chat and (cited := self._citations(index)):
+            if chat and (cited := self._concluded(index)):
                 delta["content"] = (delta.get("content") or "") + cited
+        if self._blocked(index):
+            self._ended.add(index)
+            delta.pop("tool_calls", None)
+            shown["finish_reason"] = CONTENT_FILTER
         if chat:
             shown["delta"] = delta
         else:
             shown |= delta
-        says = any(delta.get(name) for name in (*TEXT_FIELDS, "role", "tool_calls")) or choice.get("finish_reason")
-        silenced = self._guard.masks_output and any(isinstance(source.get(name), str) for name in TEXT_FIELDS)
+        says = any(delta.get(name) for name in (*TEXT_FIELDS, "role", "tool_calls")) or shown.get("finish_reason")
+        silenced = self._guard.hides_output and any(isinstance(source.get(name), str) for name in TEXT_FIELDS)
         return None if silenced and not says else shown
 
     def _tool_call(self, index: int, number: int, call: dict[str, Any], *, last: bool = False) -> dict[str, Any]:
         function = call.get("function") or {}
         if not isinstance(function.get("arguments"), str):
             return call
-        arguments = self._masked(index, "tool_calls", number, function["arguments"], last=last)
+        arguments = self._guarded(index, "tool_calls", number, function["arguments"], last=last)
         return {**call, "function": {**function, "arguments": arguments}}
 
-    def _masked(self, index: int, name: str, number: int, text: str, *, last: bool = False) -> str:
-        masker = self._maskers[index].get((name, number)) or self._guard.output_masker()
-        if masker is not None:
-            self._maskers[index][name, number] = masker
-            text = masker.feed(text) + (masker.finish() if last else "")
-            if last:
-                self._guard.note_masked(masker.masker.found)
-        if name in {"content", "text"} and self._context is not None:
-            self._spoken[index].append(text)
-        return text
+    def _guarded(self, index: int, name: str, number: int, text: str, *, last: bool = False) -> str:
+        texts = self._texts[index]
+        guarded = texts.get((name, number))
+        if guarded is None:
+            guarded = OutputGuard(self._guard, "tool_arguments" if name == "tool_calls" else "text")
+            texts[name, number] = guarded
+        return guarded.feed(text) + (guarded.finish() if last else "")
 
     def _flush(self, index: int, delta: dict[str, Any]) -> None:
-        for (name, number), masker in self._maskers[index].items():
-            rest = masker.finish()
-            self._guard.note_masked(masker.masker.found)
+        for (name, number), guarded in self._texts[index].items():
+            rest = guarded.finish()
             if not rest:
                 continue
             if name == "tool_calls":
                 delta.setdefault("tool_calls", []).append({"index": number, "function": {"arguments": rest}})
             else:
                 delta[name] = (delta.get(name) or "") + rest
-                if self._context is not None:
-                    self._spoken[index].append(rest)
 
-    def _citations(self, index: int) -> str:
-        return "" if self._context is None else self._context.cite("".join(self._spoken[index]))
+    def _blocked(self, index: int) -> bool:
+        return any(guarded.blocked is not None for guarded in self._texts[index].values())
+
+    def spoken(self, index: int) -> str:
+        """Return what a choice has said, its placeholders still in place."""
+        texts = self._texts[index]
+        return "".join(texts[key].spoken for key in (("content", 0), ("text", 0)) if key in texts)
+
+    def _concluded(self, index: int) -> str:
+        """Check what was said against the passages; return what is to be added: the sources it cites."""
+        if self._context is None or self._blocked(index):
+            return ""
+        spoken = self.spoken(index)
+        told = self._guard.check_answer(index, spoken, self._context.texts())
+        if told is not None:
+            self._grounded.append(told)
+        return self._context.cite(spoken)
 
     def _about(self, *, final: bool) -> dict[str, Any]:
         about: dict[str, Any] = {k: v for k, v in self._route.versions().items() if v is not None}
         if final:
             about["guards"] = [finding.as_dict() for finding in self._guard.findings]
+            if self._grounded:
+                about["groundedness"] = self._grounded
             if self._context is not None:
                 about["sources"] = [self._source(source) for source in self._context.sources()]
         return about
 
     def _source(self, source: dict[str, Any]) -> dict[str, Any]:
-        masker = self._guard.output_masker()
-        if masker is None:
-            return source
-        return {**source, "excerpt": masker.feed(source["excerpt"]) + masker.finish()}
+        guarded = OutputGuard(self._guard)
+        return {**source, "excerpt": guarded.feed(source["excerpt"]) + guarded.finish()}
 
 
 # Where answers are masked, only these fields leave: anything else (token ids, logprobs) might show what was hidden.
