@@ -67,7 +67,7 @@ _EN_DROP = (
     r"(?:ignore|disregard|forget|override|bypass|discard|neglect|do not (?:follow|obey)|don'?t (?:follow|obey)|stop following)"
 )
 _EN_RULES = (
-    r"(?:instructions?|directives?|rules?|guidelines?|prompts?|orders?|commands?|restrictions?|programming|training|context)"
+    r"(?:instructions?|directives?|rules?|guidelines?|prompts?|orders?|commands?|restrictions?|programming|training|context|tasks?|assignments?|messages?)"
 )
 _EN_EARLIER = r"(?:previous|prior|above|earlier|preceding|former|initial|original|existing|all|any|your|system|the|these|those)"
 _ZH_DROP = r"(?:忽略|无视|忘记|忘掉|抛开|抛弃|放弃|撇开|取消|[不别][用要必需]?(?:再)?(?:去)?(?:管|理会|理睬|考虑|遵守|遵循|执行|回答|响应|听从)|[无毋]需(?:理会|遵守|考虑|回答|执行|响应)|绕过|停止(?:遵循|执行)|跳过)"
@@ -80,6 +80,8 @@ RULES = (
         "ignore-instructions", 0.95, "asks to drop earlier instructions",
         rf"\b{_EN_DROP}\s+(?:\w+\s+){{0,3}}?{_EN_EARLIER}\s+(?:\w+\s+){{0,4}}?{_EN_RULES}\b",
         rf"\b{_EN_DROP}\s+(?:everything|anything|all|what(?:ever)?)\b.{{0,30}}?\b(?:above|before|previously|earlier|said|told|up to now)\b",
+        r"\b(?:vergiss|ignoriere|missachte|vergessen sie|ignorieren sie)\b.{0,30}?\b(?:vorherige|vorangehende|vorige|bisherige|obige|alles?|davor|oben)\w*\b",
+        r"\b(?:olvida|ignora|oublie|ignore|dimentica)[rz]?\s+(?:\w+\s+){0,2}?(?:instrucciones|[oó]rdenes|consignes|instructions|istruzioni|reglas|r[eè]gles)\s+(?:anteriores|previas|pr[ée]c[ée]dentes|precedenti)\b",
         rf"{_ZH_DROP}.{{0,4}}?{_ZH_EARLIER}.{{0,10}}?{_ZH_RULES}",
         rf"{_ZH_DROP}.{{0,3}}?(?:之前|先前|前面|前述|上文|上面|上述|以上|此前|刚才).{{0,6}}?(?:问题|任务|内容|话|信息|请求|提问).{{0,4}}?(?:直接|改为|转而|而是|现在|只需?要?|马上)?.{{0,4}}?(?:回复|回答|输出|响应|生成|告诉|执行|说|写)",
         rf"{_ZH_DROP}.{{0,6}}?(?:之前|前面|上面|以上)(?:的|所有|全部).{{0,6}}?(?:内容|话|信息|文字)",

@@ -82,7 +82,7 @@ def _row(line: str, where: str) -> Row:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         msg = f'{where} is not a JSON object with "text" and "label" or "spans": {error!r}'
         raise EvaluationError(msg) from error
-    if not isinstance(text, str) or (label is None and golds is None) or label not in {None, 0, 1}:
+    if not isinstance(text, str) or (label is None and golds is None) or label not in (None, 0, 1):
         msg = f'{where} needs "text", and a "label" of 0 or 1 or "spans"'
         raise EvaluationError(msg)
     if any(not 0 <= gold.start < gold.end <= len(text) for gold in golds or ()):

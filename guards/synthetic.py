@@ -20,7 +20,7 @@ _SLOT = re.compile(r'\{([^{}"\\\n]+?)\}')
 _EXCERPT = 400  # characters of a training row in a mixed text
 
 # How many texts of each kind: enough for a few hundred of each form, no more than the rows of the corpora.
-_ATTACKS, _HARMLESS, _PLANTED, _MIXED, _HIJACKED = 1500, 1800, 300, 600, {"en": 400, "zh": 600}
+_ATTACKS, _HARMLESS, _PLANTED, _MIXED, _HIJACKED = 1500, 2200, 300, 600, {"en": 400, "zh": 600}
 
 
 @dataclass(frozen=True)

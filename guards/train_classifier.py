@@ -26,9 +26,9 @@ from guards.thresholds import BLOCK, FLAG
 from guards.views import read_folded
 
 FOLDS = 5
-DEV_WEIGHT, MADE_WEIGHT = 6.0, 0.5
-STRENGTH = 10.0  # inverse of the regularisation
-BLOCKED, FLAGGED = 0.006, 0.04  # shares of harmless --dev texts allowed above the two thresholds: below the aims, as a margin
+DEV_WEIGHT, MADE_WEIGHT = 12.0, 0.25
+STRENGTH = 30.0  # inverse of the regularisation
+BLOCKED, FLAGGED = 0.008, 0.045  # shares of harmless --dev texts allowed above the two thresholds: below the aims, as a margin
 _HERE = Path(__file__).parent / "classifier"
 _CLOSED = re.compile("evaluation only|unstated")
 

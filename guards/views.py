@@ -33,37 +33,11 @@ _HEX = re.compile(r"(?<![0-9A-Za-z])(?:0x)?[0-9A-Fa-f]{2}(?:[ :]?(?:0x|\\x)?[0-9
 _PERCENT = re.compile(r"(?:[\w.~+-]{0,40}%[0-9A-Fa-f]{2}){3,400}[\w.~+-]{0,40}", re.ASCII)
 _WORD = re.compile(r"[a-z]{2,}")
 _COMMON = frozenset(
-    [
-        "the",
-        "and",
-        "you",
-        "your",
-        "are",
-        "is",
-        "to",
-        "of",
-        "in",
-        "that",
-        "all",
-        "for",
-        "what",
-        "how",
-        "not",
-        "with",
-        "this",
-        "me",
-        "it",
-        "previous",
-        "instructions",
-        "ignore",
-        "system",
-        "prompt",
-        "password",
-        "show",
-        "tell",
-        "from",
-        "now",
-    ]
+    re.findall(
+        r"\w+",
+        "the and you your are is to of in that all for what how not with this me it previous instructions ignore system "
+        "prompt password show tell from now",
+    )
 )
 _LATIN_OR_HAN = re.compile(r"[A-Za-z\u4e00-\u9fff]")
 _ZERO_WIDTH = re.compile(r"[A-Za-z\u4e00-\u9fff][\u200b-\u200f\u2060-\u2064\ufeff\u00ad]+(?=[A-Za-z\u4e00-\u9fff])")
