@@ -66,9 +66,7 @@ def _rule(identifier: str, score: float, reason: str, *alternatives: str) -> Rul
 _EN_DROP = (
     r"(?:ignore|disregard|forget|override|bypass|discard|neglect|do not (?:follow|obey)|don'?t (?:follow|obey)|stop following)"
 )
-_EN_RULES = (
-    r"(?:instructions?|directives?|rules?|guidelines?|prompts?|orders?|commands?|restrictions?|programming|training|context|tasks?|assignments?|messages?)"
-)
+_EN_RULES = r"(?:instructions?|directives?|rules?|guidelines?|prompts?|orders?|commands?|restrictions?|programming|training|context|tasks?|assignments?)"
 _EN_EARLIER = r"(?:previous|prior|above|earlier|preceding|former|initial|original|existing|all|any|your|system|the|these|those)"
 _ZH_DROP = r"(?:忽略|无视|忘记|忘掉|抛开|抛弃|放弃|撇开|取消|[不别][用要必需]?(?:再)?(?:去)?(?:管|理会|理睬|考虑|遵守|遵循|执行|回答|响应|听从)|[无毋]需(?:理会|遵守|考虑|回答|执行|响应)|绕过|停止(?:遵循|执行)|跳过)"
 _ZH_EARLIER = r"(?:之前|以前|先前|前面|前述|前文|上文|上面|上述|以上|此前|刚才|所有|一切|全部|任何|你的|系统|原来|原有|既定|现有)"
@@ -166,10 +164,10 @@ def assess(text: str, *, source: Source = "user") -> Verdict:
             score = load_classifier().score(view.text[start:end])
             if score > best:
                 best, span = score, view.span(start, end)
-    together = 1 - (1 - hit.score) * (1 - best)
     if hit.score > 0:
+        together = 1 - (1 - hit.score) * (1 - best)
         return Verdict(together, hit.rule, hit.reason, hit.span, hit.score, best)
-    return Verdict(together, "classifier" if span else "", "resembles known attacks" if span else "", span, 0.0, best)
+    return Verdict(best, "classifier" if span else "", "resembles known attacks" if span else "", span, 0.0, best)
 
 
 def windows(text: str, size: int) -> Iterator[tuple[int, int]]:

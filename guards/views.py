@@ -26,7 +26,8 @@ _LOOKALIKES = dict(
     zip("авеёіїјкмнорсԁтухѕһԛԝүɡıαβεηικνορτυχω", "abeeiijkmhopcdtyxshqwygiabenikvoptuxw", strict=True),
 )
 _LEET = str.maketrans("013457@$!", "oieastasi")
-_LEET_WORD = re.compile(r"(?=[a-z013457@$!]*[a-z])(?=[a-z]*[013457@$!]+[a-z])[a-z013457@$!]{3,}")
+_LEET_WORD = re.compile(r"[a-z013457@$!]{3,40}")
+_LEET_INSIDE = re.compile(r"[013457@$!][a-z]")
 _SPACED = re.compile(r"(?<!\w)\w(?:[ ._*|\-]\w){3,}(?!\w)")
 _BASE64 = re.compile(r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{16,4000}={0,2}")
 _HEX = re.compile(r"(?<![0-9A-Za-z])(?:0x)?[0-9A-Fa-f]{2}(?:[ :]?(?:0x|\\x)?[0-9A-Fa-f]{2}){7,2000}(?![0-9A-Za-z])")
@@ -118,7 +119,10 @@ def _unspaced(folded: Normalized) -> Normalized:
 
 
 def _unleeted(folded: Normalized) -> Normalized:
-    return Normalized(_LEET_WORD.sub(lambda match: match[0].translate(_LEET), folded.text), folded.origin)
+    def plain(match: re.Match[str]) -> str:
+        return match[0].translate(_LEET) if _LEET_INSIDE.search(match[0]) else match[0]
+
+    return Normalized(_LEET_WORD.sub(plain, folded.text), folded.origin)
 
 
 def _decoded(text: str) -> Iterator[View]:

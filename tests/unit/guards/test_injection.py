@@ -106,3 +106,9 @@ def test_windows_cover_the_text(text, size):
 
     assert all(0 < end - start <= size for start, end in spans)
     assert "".join("".join(text[start:end].split()) for start, end in spans) == "".join(text.split())
+
+
+@pytest.mark.parametrize("unit", ["a", "A1", "%41", "i ", "忽略", "<| ", "ignore ", "show the "])
+def test_cost_grows_with_the_text_only(unit):
+    """A detector that grows with the square of the text would not come back from this one."""
+    assert 0 <= assess(unit * (40_000 // len(unit))).score <= 1
