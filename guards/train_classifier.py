@@ -103,12 +103,14 @@ class Bench:
         counts, labels, weights = self.counts[chosen], self.labels[chosen], self.weights[chosen]
         present = counts.copy()
         present.data[:] = 1
-        attacks, harmless = present.T @ (weights * labels), present.T @ (weights * (1 - labels))
+        attacks: Any = present.T @ (weights * labels)
+        harmless: Any = present.T @ (weights * (1 - labels))
         ratio: Any = np.log((1 + attacks) / np.sum(1 + attacks)) - np.log((1 + harmless) / np.sum(1 + harmless))
         gain = np.where(attacks + harmless > 0, np.abs(ratio) + 0.3, 0).astype(np.float16)
         model = LogisticRegression(C=STRENGTH, solver="liblinear", max_iter=200, random_state=0)
         model.fit(_unit(counts, gain), labels, weights)
-        return gain, model.coef_[0].astype(np.float16), float(model.intercept_[0])
+        weight, bias = np.asarray(model.coef_), np.asarray(model.intercept_)
+        return gain, weight[0].astype(np.float16), float(bias[0])
 
     def raw(self, fitted: tuple[NDArray[np.float16], NDArray[np.float16], float], chosen: NDArray[np.bool_]) -> Any:
         """Return the raw values of the chosen rows."""
@@ -179,7 +181,7 @@ def _rates(hit: NDArray[np.bool_], attack: NDArray[np.bool_]) -> dict[str, float
 
 
 def main() -> None:
-    """Train, write the weights, and print what the card tells as JSON."""
+    """Train; write the weights, and beside them as JSON what they were made of and how good they are."""
     parser = argparse.ArgumentParser(description="Train the injection classifier.")
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="JSON lines to train on")
     parser.add_argument("--dev", type=Path, nargs="+", required=True, help="JSON lines like the texts to be expected")
@@ -206,7 +208,7 @@ def main() -> None:
             card[name]["by_source"] = report(bench, values, slope, shift)
         sys.stderr.write(f"{name}: {card[name]['block']} {card[name]['flag']}\n")
     np.savez_compressed(options.out, **arrays)
-    sys.stdout.write(json.dumps(card, ensure_ascii=False, indent=1) + "\n")
+    options.out.with_suffix(".json").write_text(json.dumps(card, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
