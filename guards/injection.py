@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from guards.classifier import load_classifier
 from guards.thresholds import Source
 from guards.views import View, hidden_characters, views
 
@@ -153,6 +152,8 @@ def assess(text: str, *, source: Source = "user") -> Verdict:
     A user's text is judged as a whole, what comes from elsewhere in windows of at most 500 characters of which the worst
     counts. Raises ClassifierError when the classifier's weights cannot be read.
     """
+    from guards.classifier import load_classifier
+
     seen = list(views(text))
     hit = _strongest(text, seen)
     window = LONG if source == "user" else WINDOW
