@@ -1,8 +1,13 @@
-"""Text as a detector should see it, with a way back to the original characters."""
+"""Text as a detector should see it, with a way back to the original characters.
+
+`normalize` undoes what only changes how text looks; `guards.views` builds on it to undo what hides an attack.
+"""
 
 from __future__ import annotations
 
+import functools
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _DASHES = frozenset("‐‑‒–—―−﹣－")
@@ -14,7 +19,7 @@ class Normalized:
     """Normalised `text`; character i of it came from character `origin[i]` of the original."""
 
     text: str
-    origin: tuple[int, ...]
+    origin: Sequence[int]
 
     def span(self, start: int, end: int) -> tuple[int, int]:
         """Map a span of the normalised text to the original: end-exclusive, whole characters."""
@@ -32,17 +37,21 @@ def is_invisible(char: str) -> bool:
 def normalize(text: str) -> Normalized:
     """Fold width, digits of any script, dashes and spaces; drop characters that cannot be seen."""
     if text.isascii():
-        return Normalized(text, tuple(range(len(text))))
-    folded: list[str] = []
-    origin: list[int] = []
-    for index, char in enumerate(text):
-        piece = _fold(char)
-        folded.append(piece)
-        origin.extend([index] * len(piece))
-    return Normalized("".join(folded), tuple(origin))
+        return Normalized(text, range(len(text)))
+    return assemble([fold(char) for char in text])
 
 
-def _fold(char: str) -> str:
+def assemble(pieces: list[str]) -> Normalized:
+    """Join what each character of a text became; `pieces[i]` came from character i and may be empty."""
+    joined = "".join(pieces)
+    if len(joined) == len(pieces) and all(pieces):
+        return Normalized(joined, range(len(joined)))
+    return Normalized(joined, tuple(index for index, piece in enumerate(pieces) for _ in piece))
+
+
+@functools.lru_cache(maxsize=16384)
+def fold(char: str) -> str:
+    """Return what one character is normalised to; empty where it cannot be seen."""
     if char.isascii():
         return char
     if char in _DASHES:

@@ -1,0 +1,127 @@
+"""The shipped classifier: hashed n-grams of characters and words, one linear head each for Chinese and for other text.
+
+Each n-gram falls into one of 2^18 buckets; a bucket's `gain` says how telling it is (a naive Bayes log-ratio, after Wang
+and Manning 2012), and the head's `weight` how it speaks for an attack. Features are log counts times gain, scaled to unit
+length. numpy only: no Python loop runs over n-grams.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+BITS = 18
+MAX_CHARS = 8000  # what is longer is to be read in windows
+_LONGEST_GRAM = 5
+_LONGEST_WORD = 64
+_SHIPPED = Path(__file__).parent / "classifier" / "weights.npz"
+_SPACE = re.compile(r"\s+")
+_HAN = re.compile(r"[\u3400-\u9fff]")
+_HAN_SHARE = 0.1
+
+_MULTIPLIERS = np.random.default_rng(7).integers(1, 2**63, size=_LONGEST_WORD, dtype=np.uint64) | np.uint64(1)
+
+
+class ClassifierError(ValueError):
+    """A file of weights that cannot be used; the message names it."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """`gain` and `weight` by bucket, float16[2^18]; `slope` and `shift` bring a raw value to the scale of the rules."""
+
+    gain: NDArray[np.float16]
+    weight: NDArray[np.float16]
+    bias: float
+    slope: float
+    shift: float
+
+    def raw(self, text: str) -> float:
+        """Return the uncalibrated value of a folded text; above 0 is more like an attack."""
+        buckets, counts = np.unique(ngrams(text), return_counts=True)
+        features = (1 + np.log(counts)) * self.gain[buckets].astype(np.float64)
+        length = float(np.sqrt(features @ features))
+        return float(features @ self.weight[buckets].astype(np.float64)) / length + self.bias if length else self.bias
+
+    def score(self, text: str) -> float:
+        """Return the calibrated score of a folded text, 0 to 1."""
+        return float(1 / (1 + np.exp(-(self.slope * self.raw(text) + self.shift))))
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """The two heads; immutable, safe for threads."""
+
+    chinese: Head
+    other: Head
+
+    def score(self, text: str) -> float:
+        """Return how much a folded text (see `guards.views`) looks like an attack, 0 to 1; reads its first 8,000 characters."""
+        text = text[:MAX_CHARS]
+        return (self.chinese if is_chinese(text) else self.other).score(text)
+
+
+def is_chinese(text: str) -> bool:
+    """Whether at least a tenth of a text's characters are Han characters."""
+    return len(_HAN.findall(text)) >= _HAN_SHARE * max(1, len(text))
+
+
+@functools.cache
+def load_classifier(path: Path = _SHIPPED) -> Classifier:
+    """Read a file of weights, once; raises ClassifierError."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return Classifier(_head(arrays["zh_gain"], arrays["zh_weight"], arrays["zh_scale"]),
+                              _head(arrays["en_gain"], arrays["en_weight"], arrays["en_scale"]))  # fmt: skip
+    except (OSError, KeyError, ValueError) as error:
+        msg = f"{path} holds no usable weights: {error}; train them with `python -m guards.train_classifier`"
+        raise ClassifierError(msg) from error
+
+
+def _head(gain: NDArray[np.float16], weight: NDArray[np.float16], scale: NDArray[np.float64]) -> Head:
+    if gain.shape != (2**BITS,) or weight.shape != (2**BITS,):
+        msg = f"arrays of shape {gain.shape} and {weight.shape}, expected ({2**BITS},)"
+        raise ValueError(msg)
+    bias, slope, shift = (float(value) for value in scale)
+    return Head(gain, weight, bias, slope, shift)
+
+
+def ngrams(text: str) -> NDArray[np.int64]:
+    """Return the bucket of every n-gram of a text: 1-5 characters, and 1-3 words of scripts that write words apart."""
+    text = f" {_SPACE.sub(' ', text).strip()} "
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
+    with np.errstate(over="ignore"):  # hashing is arithmetic modulo 2^64
+        letters = _mix(codes * np.uint64(0xD6E8FEB86659FD93))
+        grams = letters
+        found = [grams]
+        for length in range(2, min(_LONGEST_GRAM, len(codes)) + 1):
+            grams = _mix(grams[:-1] * np.uint64(0x100000001B3) + letters[length - 1 :])
+            found.append(grams ^ np.uint64(length))
+        found += _word_grams(codes, letters)
+    return (np.concatenate(found) >> np.uint64(64 - BITS)).astype(np.int64)
+
+
+def _word_grams(codes: NDArray[np.uint64], letters: NDArray[np.uint64]) -> list[NDArray[np.uint64]]:
+    inside = ((codes >= ord("a")) & (codes <= ord("z"))) | ((codes >= ord("0")) & (codes <= ord("9"))) | (codes == ord("'"))
+    inside |= (codes >= 0xC0) & (codes < 0x2000)  # noqa: PLR2004  letters of other alphabets; general punctuation begins after
+    starts = np.flatnonzero(inside & ~np.concatenate(([False], inside[:-1])))
+    if not len(starts):
+        return []
+    index = np.arange(len(codes))
+    began = np.zeros(len(codes), dtype=np.int64)
+    began[starts] = starts
+    position = np.minimum(index - np.maximum.accumulate(began), _LONGEST_WORD - 1)
+    words = _mix(np.add.reduceat(np.where(inside, letters * _MULTIPLIERS[position], np.uint64(0)), starts))
+    pairs = _mix(words[:-1] * np.uint64(31) + words[1:])
+    triples = _mix(pairs[:-1] * np.uint64(37) + words[2:])
+    return [words ^ np.uint64(101), pairs ^ np.uint64(103), triples ^ np.uint64(107)]
+
+
+def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    value = (value ^ (value >> np.uint64(31))) * np.uint64(0x9E3779B97F4A7C15)
+    return value ^ (value >> np.uint64(29))
