@@ -109,10 +109,21 @@ def _quote(text: str, passage: str, other: str, rng: random.Random) -> str | Non
 
 _AUXILIARY = r"\b(is|are|was|were|can|could|will|would|has|have|had|may|must|should)\b(?! not)"
 _negated = _swap(
-    [(_AUXILIARY, r"\1 not"), (r"(?<![不没未无])(可以|能够|允许|需要|包括|属于|成为|具有|使用|认为|接受)", r"不\1"), (r"(?<![不没未无总还若但就])是(?=[一由在为中])", "不是")],
+    [
+        (_AUXILIARY, r"\1 not"),
+        (r"(?<![不没未无])(可以|能够|允许|需要|包括|属于|成为|具有|使用|认为|接受)", r"不\1"),
+        (r"(?<![不没未无总还若但就])是(?=[一由在为中])", "不是"),
+    ],
     first=True,
 )
-_affirmed = _swap([(r"\b(\w+) not (?!only)", r"\1 "), (r"\bcannot\b", "can"), (r"(?<![是能会可要])不(可以|能|会|是|得|需|再|属于|包括)", r"\1"), (r"没有", "有")])
+_affirmed = _swap(
+    [
+        (r"\b(\w+) not (?!only)", r"\1 "),
+        (r"\bcannot\b", "can"),
+        (r"(?<![是能会可要])不(可以|能|会|是|得|需|再|属于|包括)", r"\1"),
+        (r"没有", "有"),
+    ]
+)
 _antonym = _swap(
     [
         (r"\bbefore\b", "after"), (r"\bafter\b", "before"), (r"\bmore than\b", "less than"), (r"\bless than\b", "more than"), (r"\blargest\b", "smallest"),
@@ -132,7 +143,9 @@ def _reformat(text: str, _passage: str, _other: str, _rng: random.Random) -> str
     months = "January February March April May June July August September October November December".split()
     changed = re.sub(r"(?<=\d)%", "%" if is_chinese(text) else " percent", text)
     changed = re.sub(rf"\b({'|'.join(months)}) (\d{{1,2}}), (\d{{4}})", r"\2 \1 \3", changed)
-    changed = re.sub(r"(?<![\d.])(\d{2})(?:\.\d+)?%", lambda m: "百分之" + _hanzi(int(m[1])) if "." not in m[0] else m[0], changed)
+    changed = re.sub(
+        r"(?<![\d.])(\d{2})(?:\.\d+)?%", lambda m: "百分之" + _hanzi(int(m[1])) if "." not in m[0] else m[0], changed
+    )
     changed = re.sub(r"(\d{4})年(\d{1,2})月(\d{1,2})日", lambda m: f"{m[1]}-{int(m[2]):02}-{int(m[3]):02}", changed)
     changed = re.sub(r"(?<![\d.,])(\d{1,3}),(\d{3})(?![\d,])", r"\1\2", changed)
     changed = re.sub(r"(?<![\d.,\-–])(\d{1,2})(?= ?(?:个|人|名|次|天|小时|分钟|公里))", lambda m: _hanzi(int(m[1])), changed)
@@ -190,9 +203,11 @@ def main() -> None:
     for path in arguments.paths:
         texts = list(passages(path))
         rng.shuffle(texts)
-        for index, passage in enumerate(texts[: arguments.passages]):
+        texts = texts[: arguments.passages]
+        languages = [is_chinese(text) for text in texts]
+        for index, passage in enumerate(texts):
             sentences = [passage[a:b] for a, b in split(passage) if 12 <= b - a <= 300]  # noqa: PLR2004
-            others = [t for t in texts if t is not passage and is_chinese(t) == is_chinese(passage)]
+            others = [t for t, zh in zip(texts, languages, strict=True) if t is not passage and zh == languages[index]]
             if not sentences or not others:
                 continue
             sentence, other, beside = rng.choice(sentences), rng.choice(others), texts[index - 1]
@@ -217,7 +232,9 @@ def main() -> None:
     figures: dict[str, float] = {}
     for (kind, language), found in sorted(flagged.items()):
         figures[f"{kind}/{language}"] = round(sum(found) / len(found), 3)
-        print(f"{'false alarms' if kind in RIGHT else 'recall':12} {kind:9} {language} {figures[f'{kind}/{language}']:.3f} of {len(found)}")
+        print(
+            f"{'false alarms' if kind in RIGHT else 'recall':12} {kind:9} {language} {figures[f'{kind}/{language}']:.3f} of {len(found)}"
+        )
     alarms = [hit for (kind, _), found in flagged.items() if kind in RIGHT for hit in found]
     figures["false_alarms"] = round(sum(alarms) / len(alarms), 4)
     figures["auc"] = round(_auc(scores[True], scores[False]), 4)

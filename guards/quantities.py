@@ -82,7 +82,8 @@ _NUMBER = (
     rf"(?:[ -](?:and )?(?:{'|'.join(sorted([*_WORDS, *_SCALES], key=len)[::-1])}))*(?![A-Za-z]))"
 )
 _QUANTITY = re.compile(
-    rf"(?P<prefix>US\$|[$€£¥])?\s?(?:(?P<over>百分之))?(?:{_NUMBER})(?:[ -]?(?P<unit>{_alternatives(list(_UNIT))}))?", re.IGNORECASE
+    rf"(?P<prefix>US\$|[$€£¥])?\s?(?:(?P<over>百分之))?(?:{_NUMBER})(?:[ -]?(?P<unit>{_alternatives(list(_UNIT))}))?",
+    re.IGNORECASE,
 )
 _HALF = re.compile(r"\bhalf (?:of |the |an? )?(?P<hour>hour)?|(?P<zh>半(?=个?小时))|(?P<share>一半|半价)", re.IGNORECASE)
 _PART = rf"[{_NUMERAL}]{{1,3}}|\d{{1,2}}"
@@ -170,7 +171,8 @@ def numeral(text: str) -> float:
                 section += (digit or 1) * _POWERS[char]
                 digit = 0
             else:
-                total = (total + section + digit or 1) * _GROUPS[char]
+                group = _GROUPS[char]
+                total = total + (section + digit or 1) * group if total > group else (total + section + digit or 1) * group
                 section = digit = 0
         value = float(total + section + digit)
     return value + (float("0." + "".join(str(_DIGITS.get(c, 0)) for c in decimals)) if decimals else 0)
@@ -206,8 +208,6 @@ def _quantity(match: re.Match[str], text: str) -> Quantity | None:
     else:
         value = plain = _number_words(words)
     if match["over"]:
-        if text[match.end() : match.end() + 1] in {"百"}:
-            return None
         dimension, factor = "percent", 1.0
     else:
         spelling = unit if unit in _UNIT else unit.removesuffix("s")
@@ -254,7 +254,9 @@ def _time(match: re.Match[str], _text: str) -> Quantity | None:
     hour = _part(match["h"] or match["h2"] or match["h3"])
     minute = 30 if match["bian"] else 15 * _part(match["ke"]) if match["ke"] else _part(match["m"] or match["m3"])
     half = (match["half"] or match["half2"] or "").lower()
-    evening = half == "p" or (match["day"] or "") in {"下午", "傍晚", "晚上", "晚", "夜里"} or (match["day"] == "中午" and hour < 3)  # noqa: PLR2004  1 or 2 at midday
+    evening = (
+        half == "p" or (match["day"] or "") in {"下午", "傍晚", "晚上", "晚", "夜里"} or (match["day"] == "中午" and hour < 3)
+    )  # noqa: PLR2004  1 or 2 at midday
     said = bool(half or match["day"]) or hour > 12 or (match["h"] or "").startswith("0")  # noqa: PLR2004  hours
     if hour > 24 or minute > 59 or (match["h3"] and not (match["day"] or match["bian"] or match["ke"] or match["m3"] or match[0][-1] in "点點")):  # noqa: PLR2004  # fmt: skip
         return None
@@ -263,5 +265,7 @@ def _time(match: re.Match[str], _text: str) -> Quantity | None:
 
 
 def _weekday(match: re.Match[str], _text: str) -> Quantity:
-    value = _WEEKDAYS.index(match["en"].lower()) + 1 if match["en"] else "一二三四五六日".find(match["zh"].replace("天", "日")) + 1
+    value = (
+        _WEEKDAYS.index(match["en"].lower()) + 1 if match["en"] else "一二三四五六日".find(match["zh"].replace("天", "日")) + 1
+    )
     return Quantity(*match.span(), "weekday", float(value), ())
