@@ -8,6 +8,8 @@ stand without quotation marks, sums and conclusions (a right one is reported too
 answer and its passages share no language, only numbers and citations are looked at.
 """
 
+# ruff: noqa: E501, SIM905  patterns and word lists are read whole
+
 from __future__ import annotations
 
 import functools
@@ -126,7 +128,9 @@ def check(answer: str, passages: Sequence[str], *, cited: bool = True) -> Ground
     return Groundedness(sum(c.score for c in claims) / len(claims) if claims else 1.0, tuple(claims))
 
 
-def _judge(text: str, passages: list[_Passage], *, cited: bool) -> tuple[float, Reason, tuple[int, int], int]:
+def _judge(  # noqa: PLR0911  the checks in their order, each with its verdict
+    text: str, passages: list[_Passage], *, cited: bool
+) -> tuple[float, Reason, tuple[int, int], int]:
     """Return score, reason, the span of the fault and the passage that fits best."""
     whole = (0, len(text))
     citations = [(m.span(), int(n)) for m in CITATION.finditer(text) for n in re.findall(r"\d+", m[0])] if cited else []
@@ -178,6 +182,11 @@ def _missing(
         quoted = _squeeze(next(group for group in match.groups() if group))
         if quoted and not any(quoted in passage.squeezed for passage in allowed):
             return "quote", match.span()
+    name = _unknown_name(body, allowed)
+    return ("name", name) if name else None
+
+
+def _unknown_name(body: str, allowed: list[_Passage]) -> tuple[int, int] | None:
     if not any(passage.latin for passage in allowed):
         return None
     for name in _NAME.finditer(body):
@@ -186,7 +195,7 @@ def _missing(
         if word in _CALENDAR or not terms(word) or (first and not _NAME.match(body, name.end() + 1)):
             continue
         if not any(_known(word, passage) for passage in allowed):
-            return "name", name.span()
+            return name.span()
     return None
 
 

@@ -8,6 +8,8 @@ Not seen: a prompt that is paraphrased, translated, summarised or encoded (only 
 ROT13), and prompts of fewer than eight words or fourteen characters, which say nothing worth keeping.
 """
 
+# ruff: noqa: E501  patterns and word lists are read whole
+
 from __future__ import annotations
 
 import base64

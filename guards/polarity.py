@@ -3,6 +3,8 @@
 Not seen: opposition without a negator or a listed antonym (half full, declined), irony, double negation across clauses.
 """
 
+# ruff: noqa: E501, SIM905  patterns and word lists are read whole
+
 from __future__ import annotations
 
 import functools

@@ -4,10 +4,13 @@ Not seen: signs (-5), fractions in words but for halves (two thirds), Roman nume
 relative to today, and which thing a number counts.
 """
 
+# ruff: noqa: E501, SIM905, PLR2004  patterns and word lists are read whole; hours and months
+
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _DIGITS = {**{c: i for i, c in enumerate("零一二三四五六七八九")}, "〇": 0, "两": 2}
@@ -22,7 +25,7 @@ _WORDS = {
 } | {word: 10 * value for value, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)}
 _SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _MONTHS = "january february march april may june july august september october november december".split()
-_WEEKDAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
+_WEEKDAYS: Sequence[str] = "monday tuesday wednesday thursday friday saturday sunday".split()
 _IDIOMS = frozenset({"万一", "千万", "一一", "百万", "千百", "亿万", "两三", "三两", "十十", "二三", "四五", "七八", "万千"})
 
 # dimension: {spelling: factor}. English spellings take a plural s.
@@ -241,7 +244,7 @@ def _date(match: re.Match[str], _text: str) -> Quantity | None:
     else:
         number = _part(month)
     fields = (_part(year), number, _part(day))
-    if fields[1] > 12 or fields[2] > 31:  # noqa: PLR2004  months and days
+    if fields[1] > 12 or fields[2] > 31:
         return None
     return Quantity(
         *match.span(), "date", float(fields[0] * 10000 + fields[1] * 100 + fields[2]), tuple(float(f) for f in fields if f)
@@ -256,11 +259,11 @@ def _time(match: re.Match[str], _text: str) -> Quantity | None:
     half = (match["half"] or match["half2"] or "").lower()
     evening = (
         half == "p" or (match["day"] or "") in {"下午", "傍晚", "晚上", "晚", "夜里"} or (match["day"] == "中午" and hour < 3)
-    )  # noqa: PLR2004  1 or 2 at midday
-    said = bool(half or match["day"]) or hour > 12 or (match["h"] or "").startswith("0")  # noqa: PLR2004  hours
-    if hour > 24 or minute > 59 or (match["h3"] and not (match["day"] or match["bian"] or match["ke"] or match["m3"] or match[0][-1] in "点點")):  # noqa: PLR2004  # fmt: skip
+    )
+    said = bool(half or match["day"]) or hour > 12 or (match["h"] or "").startswith("0")
+    if hour > 24 or minute > 59 or (match["h3"] and not (match["day"] or match["bian"] or match["ke"] or match["m3"] or match[0][-1] in "点點")):  # fmt: skip
         return None
-    clock = (hour % 12 + 12 if evening and hour <= 12 else 0 if half == "a" and hour == 12 else hour % 24) * 60 + minute  # noqa: PLR2004  hours
+    clock = (hour % 12 + 12 if evening and hour <= 12 else 0 if half == "a" and hour == 12 else hour % 24) * 60 + minute
     return Quantity(*match.span(), "clock" if said else "clock12", float(clock), (float(hour), float(minute)))
 
 

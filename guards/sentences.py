@@ -1,5 +1,7 @@
 """Sentences and content terms of English and Chinese text."""
 
+# ruff: noqa: E501, SIM905  patterns and word lists are read whole
+
 from __future__ import annotations
 
 import functools

@@ -41,7 +41,7 @@ def test_lists_are_read_and_wrong_ones_named(tmp_path):
     assert read_wordlist(path) == [Phrase("list", "foo bar"), Phrase("rude", "坏话")]
 
     path.write_text("x\n", encoding="utf-8")
-    with pytest.raises(WordlistError, match="list.txt:1"):
+    with pytest.raises(WordlistError, match=r"list\.txt:1"):
         read_wordlist(path)
     with pytest.raises(WordlistError, match="cannot be read"):
         read_wordlist(tmp_path / "none.txt")
