@@ -9,7 +9,7 @@ import secrets
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +33,13 @@ class Unavailable(RuntimeError):
 class Detectors:
     """The detectors, as a policy's checks ask for them.
 
-    `names` finds persons and places (see `guards.names`). `key` makes hashes and canaries: give every replica the same one,
-    or what they hash differs.
+    `names` finds persons and places (see `guards.names`). `injection_model` is a classifier beside ours, which gives a
+    probability of attack: the higher one counts. Both are asked in threads, and may take as long as a check's deadline.
+    `key` makes hashes and canaries: give every replica the same one, or what they hash differs.
     """
 
     names: Callable[[str], list[Span]] | None = None
+    injection_model: Callable[[str], float] | None = None
     key: bytes = field(default_factory=lambda: secrets.token_bytes(32))
     _pool: ThreadPoolExecutor | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -62,7 +64,12 @@ class Detectors:
 
     def injection(self, text: str, source: Source) -> Verdict:
         """Return how much a text looks like an attack."""
-        return assess(text, source=source)
+        verdict = assess(text, source=source)
+        if self.injection_model is None:
+            return verdict
+        score = max(verdict.classifier, self.injection_model(text))
+        together = 1 - (1 - verdict.rules) * (1 - score)
+        return replace(verdict, score=together, classifier=score, rule=verdict.rule or "classifier")
 
     def moderation(self, policy: Policy, check: ModerationCheck) -> Moderation:
         """Return the phrases of a check."""

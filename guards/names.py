@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from guards import chinese_names
 from guards.normalize import normalize
+from guards.onnx_names import OnnxNames
 from guards.pattern import Pattern
 from guards.pii import Span, without, without_overlaps
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Sequence
 
 ENTITIES = ("ORGANIZATION", "PERSON", "LOCATION")
 DEFAULT_ENTITIES = ("LOCATION", "PERSON")
@@ -73,26 +74,42 @@ class Names:
 
     def find(self, text: str) -> list[Span]:
         """Return the names in a text, in order and without overlaps; spans are those of the original text."""
-        seen = normalize(text)
-        found = [*self._by_model(seen.text), *by_rule(seen.text)]
-        found += again(seen.text, found)
-        return without_overlaps(
-            Span(*seen.span(span.start, span.end), span.entity, span.score) for span in found if span.entity in self._entities
-        )
+        return self.find_all([text])[0]
 
-    def _by_model(self, text: str) -> Iterator[Span]:
-        if text.isascii() and text.islower():
-            text = text.title()  # the model looks at capitals
-        if not _CAPITALISED.search(text):
-            return
-        for at in range(0, len(text), _MAX_CHARS):
-            piece = text[at : at + _MAX_CHARS]
-            with self._lock, self._nlp.memory_zone():  # what the words of this text take is given back
-                entities = [(entity.start_char, entity.end_char, entity.label_) for entity in self._nlp(piece).ents]
-            for start, end, label in entities:
+    def find_all(self, texts: Sequence[str]) -> list[list[Span]]:
+        """Return what `find` returns for each text; together they take less time than one by one."""
+        seen = [normalize(text) for text in texts]
+        results: list[list[Span]] = []
+        for folded, by_model in zip(seen, self._by_model([folded.text for folded in seen]), strict=True):
+            found = [*by_model, *by_rule(folded.text)]
+            found += again(folded.text, found)
+            wanted = (span for span in found if span.entity in self._entities)
+            results.append(without_overlaps(Span(*folded.span(s.start, s.end), s.entity, s.score) for s in wanted))
+        return results
+
+    def _by_model(self, texts: Sequence[str]) -> list[list[Span]]:
+        pieces: list[tuple[int, int, str]] = []
+        for number, text in enumerate(texts):
+            cased = text.title() if text.isascii() and text.islower() else text  # the model looks at capitals
+            if _CAPITALISED.search(cased):
+                pieces += [(number, at, cased[at : at + _MAX_CHARS]) for at in range(0, len(cased), _MAX_CHARS)]
+        with self._lock, self._nlp.memory_zone():  # what the words of these texts take is given back
+            documents = self._nlp.pipe(piece for _number, _at, piece in pieces)
+            entities = [
+                [(entity.start_char, entity.end_char, entity.label_) for entity in document.ents] for document in documents
+            ]
+        found: list[list[Span]] = [[] for _ in texts]
+        for (number, at, piece), ents in zip(pieces, entities, strict=True):
+            for start, end, label in ents:
                 entity = _LABELS.get(label, "")
                 if entity and (bounds := name_within(piece[start:end], entity)):
-                    yield Span(at + start + bounds[0], at + start + bounds[1], entity, _SCORE)
+                    found[number].append(Span(at + start + bounds[0], at + start + bounds[1], entity, _SCORE))
+        return found
+
+
+def open_names(folder: Path) -> Names | OnnxNames:
+    """Open the model in a folder: a spaCy pipeline, or a token classifier in ONNX (`model.onnx`)."""
+    return OnnxNames(folder) if (folder / "model.onnx").is_file() else Names(folder)
 
 
 def by_rule(text: str) -> Iterator[Span]:

@@ -6,7 +6,7 @@ onnxruntime is no dependency of the project: it is imported when such a model is
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -69,6 +69,10 @@ class OnnxNames:
         whole = self._tokenizer.encode(text)
         spans = [span for window in (whole, *whole.overflowing) for span in self._window(window)]
         return without_overlaps(span for span in spans if span.entity in self._entities and span.score >= self._threshold)
+
+    def find_all(self, texts: Sequence[str]) -> list[list[Span]]:
+        """Return what `find` returns for each text."""
+        return [self.find(text) for text in texts]
 
     def _window(self, encoding: Any) -> list[Span]:
         columns = {"input_ids": encoding.ids, "attention_mask": encoding.attention_mask, "token_type_ids": encoding.type_ids}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from guards.guard import Guard
     from guards.leak import LeakStream
     from guards.moderation import Moderation
-    from guards.placeholders import Vault
+    from guards.placeholders import Restorer, Vault
 
 Kind = Literal["text", "tool_arguments"]
 
@@ -81,7 +81,7 @@ class OutputGuard:
         return text
 
 
-def _restorer(vault: Vault, places: tuple[str, ...], kind: Kind) -> Step | None:
+def _restorer(vault: Vault, places: tuple[str, ...], kind: Kind) -> Restorer | None:
     if kind not in places:
         return None
     # Arguments are JSON: what is put back there must not end the string it stands in.

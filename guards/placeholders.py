@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from guards.normalize import normalize
 
 LITERAL = "LITERAL"
-_OPEN, _CLOSE = "[［【", "]］】"
+_OPEN, _CLOSE = r"[\[［【]", r"[\]］】]"
 # Models change the case and the width of brackets; more than that is not taken for a placeholder.
-FORM = re.compile(rf"[{_OPEN}]([A-Za-z][A-Za-z_]{{1,30}})_(\d{{1,4}})[{_CLOSE}]")
+FORM = re.compile(rf"{_OPEN}([A-Za-z][A-Za-z_]{{1,30}})_(\d{{1,4}}){_CLOSE}")
 _MAX = 40
-_BEGUN = re.compile(rf"[{_OPEN}][A-Za-z_]{{0,32}}\d{{0,4}}\Z")
+_BEGUN = re.compile(rf"{_OPEN}[A-Za-z_]{{0,32}}\d{{0,4}}\Z")
 _WORD_END = re.compile(r"[\s\"'<>，。；！？、]")
 _LINK = re.compile(r"(?i)[a-z][a-z0-9+.-]{1,15}://|\bwww\.|\b(?:mailto|data|javascript):|\]\(")
 _MAX_WORD = 2048

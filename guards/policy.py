@@ -1,7 +1,7 @@
 """Guard policies: at which stage which detector looks, and what is done about what it finds. YAML, versioned by content.
 
-A stage is a list of checks, worked through in order; the same detector may stand in it several times, each under an `id` of its own.
-What a file says nothing of is not looked at.
+A stage is a list of checks, worked through in order; the same detector may stand in it several times, each under
+an `id` of its own. What a file says nothing of is not looked at.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Check(_Strict):
         return data
 
 
-class ValueCheck(_Check):
+class _ValueCheck(_Check):
     """Values to be hidden. `placeholder` is put back in the answer; `hash` is the same for the same value, everywhere."""
 
     action: Literal["flag", "mask", "hash", "placeholder", "drop", "block"]
@@ -59,7 +59,7 @@ class ValueCheck(_Check):
     threshold: float = Field(default=0.4, ge=0, le=1, description="score from which a value counts")
 
 
-class PiiCheck(ValueCheck):
+class PiiCheck(_ValueCheck):
     """Personal data by pattern, with check digits and context."""
 
     detector: Literal["pii"]
@@ -73,7 +73,7 @@ class PiiCheck(ValueCheck):
         return _known_entities(value, PERSONAL)
 
 
-class SecretsCheck(ValueCheck):
+class SecretsCheck(_ValueCheck):
     """Keys, tokens, passwords and private keys."""
 
     detector: Literal["secrets"]
@@ -85,7 +85,7 @@ class SecretsCheck(ValueCheck):
         return _known_entities(value, SECRETS)
 
 
-class NamesCheck(ValueCheck):
+class NamesCheck(_ValueCheck):
     """Names of persons and places, by the bundle's model for names."""
 
     detector: Literal["names"]
@@ -145,6 +145,7 @@ class JudgeCheck(_Check):
     threshold: float = Field(default=0.5, ge=0, le=1, description="verdict from which the action is taken")
 
 
+ValueCheck = PiiCheck | SecretsCheck | NamesCheck
 Check = Annotated[
     PiiCheck | SecretsCheck | NamesCheck | InjectionCheck | LeakCheck | ModerationCheck | GroundednessCheck | JudgeCheck,
     Field(discriminator="detector"),

@@ -18,7 +18,7 @@ import functools
 import re
 import unicodedata
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 from guards.normalize import normalize
 
@@ -53,8 +53,11 @@ class Located(Protocol):
     def end(self) -> int: ...  # noqa: D102
 
 
+T = TypeVar("T", bound=Located)
+
+
 @dataclass
-class Window[T: Located]:
+class Window(Generic[T]):
     """One stream of text: call `feed` with each piece, then `finish` once.
 
     `find(segment, context)` returns the values in a segment, in order and without overlaps; it may be asked twice about the

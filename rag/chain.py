@@ -86,6 +86,10 @@ class Context:
         """The passages, numbered from 1."""
         return "\n\n".join(f"[{n}] {_titled(p)}" for n, p in enumerate(self.passages, start=1)) or "(none)"
 
+    def texts(self) -> list[str]:
+        """Return the passages as the prompt shows them, the one with number 1 first."""
+        return [_titled(passage) for passage in self.passages]
+
     def sources(self) -> list[dict[str, Any]]:
         """Return what each number stands for."""
         return [

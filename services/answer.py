@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from guards.output import OutputGuard
@@ -44,6 +45,16 @@ class AnswerGuard:
         shown["model"] = self._route.name
         shown["ekiben"] = self._about(final=True)
         return shown
+
+    def refused(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return what is left of a non-streamed answer that a check of the whole refused: nothing but why it ended."""
+        chat = any("message" in choice for choice in body.get("choices", []))
+        empty: dict[str, Any] = {"message": {"role": "assistant", "content": ""}} if chat else {"text": ""}
+        choices = [
+            {"index": choice.get("index", 0), **empty, "finish_reason": CONTENT_FILTER} for choice in body.get("choices", [])
+        ]
+        about = {**self._about(final=True), "sources": []} if self._context is not None else self._about(final=True)
+        return {**_only(body, _BODY), "choices": choices, "model": self._route.name, "ekiben": about}
 
     def event(self, event: dict[str, Any], *, keep_usage: bool) -> dict[str, Any] | None:
         """Return one event of a stream, or None where nothing of it is to be shown yet."""
@@ -174,7 +185,28 @@ class AnswerGuard:
         return {**source, "excerpt": guarded.feed(source["excerpt"]) + guarded.finish()}
 
 
-# Where answers are masked, only these fields leave: anything else (token ids, logprobs) might show what was hidden.
+def as_events(body: dict[str, Any], *, keep_usage: bool) -> Iterator[dict[str, Any]]:
+    """Yield a whole answer as the events of a stream."""
+    kind = "chat.completion.chunk" if body.get("object") == "chat.completion" else "text_completion"
+    head = {**{name: value for name, value in body.items() if name not in {"choices", "usage", "ekiben"}}, "object": kind}
+    for choice in body["choices"]:
+        index = choice.get("index", 0)
+        if "message" in choice:
+            message = dict(choice["message"])
+            if message.get("tool_calls"):
+                message["tool_calls"] = [{"index": number, **call} for number, call in enumerate(message["tool_calls"])]
+            said: dict[str, Any] = {"delta": message}
+            nothing: dict[str, Any] = {"delta": {}}
+        else:
+            said, nothing = {"text": choice.get("text", "")}, {"text": ""}
+        yield {**head, "choices": [{"index": index, **said, "finish_reason": None}]}
+        end = {"index": index, **nothing, "finish_reason": choice.get("finish_reason")}
+        yield {**head, "choices": [end], "ekiben": body["ekiben"]}
+    if keep_usage and "usage" in body:
+        yield {**head, "choices": [], "usage": body["usage"]}
+
+
+# Where answers are guarded, only these fields leave: anything else (token ids, logprobs) might show what was hidden.
 _BODY = ("id", "object", "created", "model", "usage", "system_fingerprint", "service_tier")
 _CHOICE = ("index", "finish_reason", "stop_reason", "message", "text")
 _MESSAGE = ("role", "content", "reasoning", "reasoning_content", "refusal", "tool_calls", "text")

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
@@ -24,6 +24,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from services.admin import admin_routes
+from services.caller import ANYBODY, Caller, CallerHeaders
 from services.errors import BodyTooLarge, EkibenError, InvalidRequest, UnknownModel
 from services.protocol import DONE, ChatRequest, CompletionRequest, EmbeddingRequest, frame, parse
 from services.telemetry import log
@@ -57,13 +58,15 @@ class Parts:
     max_body_bytes: int
     slots: Slots
     admin_token: str | None = None
+    callers: CallerHeaders = field(default_factory=CallerHeaders)
 
 
 class _Reply:
     """One answer under way: knows whether its head has left."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, caller: Caller = ANYBODY) -> None:
         self._send = send
+        self.caller = caller
         self.started = False
         self.request_id = uuid.uuid4().hex
 
@@ -101,7 +104,8 @@ class _Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         parts: Parts = scope["app"].state.parts
-        reply = _Reply(send)
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        reply = _Reply(send, parts.callers.read(headers))
         try:
             body = await _read(receive, parts.max_body_bytes)
         except EkibenError as error:
@@ -164,7 +168,7 @@ async def _gone(receive: Receive) -> None:
 
 
 async def _generate(parts: Parts, request: ChatRequest | CompletionRequest, reply: _Reply) -> None:
-    route = parts.pipeline.route(request)
+    route = parts.pipeline.route(request, reply.caller)
     headers = _version_headers(route.versions())
     if not request.stream:
         await reply.whole(200, await parts.pipeline.answer(request, route), headers)

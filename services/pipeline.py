@@ -5,27 +5,42 @@
 3. passages are retrieved, and guarded      `_passages`
 4. the prompt is rendered                   `PromptVersion.render`
 5. the engine answers with the adapter      `Engine.complete`, `Engine.stream`
-6. guards mask the answer                   `services.answer`
+6. guards look at the answer                `services.answer`
 7. telemetry records, always                `Telemetry.request`
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from guards.guard import Blocked, Guard, GuardFailure
-from services.answer import AnswerGuard
-from services.errors import ContentRefused, EngineUnavailable, GuardUnavailable, InvalidRequest, RetrievalUnavailable
+from guards.detectors import Detectors
+from guards.guard import Blocked, Guard, GuardFailure, Stage
+from services.answer import AnswerGuard, as_events
+from services.caller import ANYBODY, Caller
+from services.errors import (
+    ContentRefused,
+    EkibenError,
+    EngineUnavailable,
+    GuardUnavailable,
+    InvalidRequest,
+    RetrievalUnavailable,
+)  # fmt: skip
 from services.protocol import ChatRequest, CompletionRequest, plain_text
 
 if TYPE_CHECKING:
     from rag.chain import Context, Passage
     from services.routing import Route, Routes
-    from services.telemetry import Telemetry
+    from services.telemetry import Record, Telemetry
+
+_VERDICT_TOKENS = 96
+_ONLY_PASSAGES = (
+    "Your last answer said things that the passages do not say. Answer again, with what the passages say and nothing else."
+)
 
 
 class Engine(Protocol):
@@ -60,6 +75,11 @@ class Prepared:
     payload: dict[str, Any]
     context: Context | None
 
+    def again(self, demand: str) -> Prepared:
+        """Return the same request with a demand behind its last message."""
+        messages = [*self.payload["messages"], {"role": "user", "content": demand}]
+        return replace(self, payload={**self.payload, "messages": messages})
+
 
 @dataclass
 class Pipeline:
@@ -69,21 +89,19 @@ class Pipeline:
     engine: Engine
     telemetry: Telemetry
     collections: Mapping[str, Collection] = field(default_factory=dict)
+    detectors: Detectors = field(default_factory=Detectors)
 
-    def route(self, request: ChatRequest | CompletionRequest) -> Route:
+    def route(self, request: ChatRequest | CompletionRequest, caller: Caller = ANYBODY) -> Route:
         """Fix what will answer, with all its versions; raises UnknownModel and EngineUnavailable."""
-        return self.routes.find(request.model, request.user)
+        return self.routes.find(request.model, request.user, caller)
 
     async def answer(self, request: ChatRequest | CompletionRequest, route: Route | None = None) -> dict[str, Any]:
         """Return the whole answer, of the route that was fixed; raises EkibenError."""
         route = route or self.route(request)
         with self.telemetry.request(route) as record:
-            guard = Guard(route.policy, record.findings)
+            guard = self._guard(route, record)
             prepared = await self._prepare(request, route, guard)
-            body = await self.engine.complete(prepared.path, prepared.payload)
-            record.usage(body.get("usage"))
-            with _failing_closed():
-                body = AnswerGuard(route, guard, prepared.context).whole(body)
+            body = await self._whole(request, route, guard, prepared, record)
             record.status = "ok"
             return body
 
@@ -92,22 +110,73 @@ class Pipeline:
     ) -> AsyncGenerator[dict[str, Any]]:
         """Yield the answer's events; raises EkibenError, before the first event or in mid-stream.
 
-        Closing the iterator, which the server does when the caller has left, closes the engine's stream.
+        Closing the iterator, which the server does when the caller has left, closes the engine's stream; so does a guard
+        that blocks the rest.
         """
         route = route or self.route(request)
         with self.telemetry.request(route) as record:
-            guard = Guard(route.policy, record.findings)
+            guard = self._guard(route, record)
             prepared = await self._prepare(request, route, guard)
-            answer = AnswerGuard(route, guard, prepared.context)
+            if guard.holds_answer:
+                body = await self._whole(request, route, guard, prepared, record)
+                for event in as_events(body, keep_usage=_wants_usage(request)):
+                    yield event
+                record.status = "ok"
+                return
+            answer = AnswerGuard(route, guard, prepared.context, choices=request.n or 1)
             async with aclosing(self._engine_events(prepared)) as events:
                 async for event in events:
                     record.first_token()
                     record.usage(event.get("usage"))
                     with _failing_closed():
-                        shown = answer.event(event, keep_usage=_wants_usage(request))
+                        shown = await _look(guard, partial(answer.event, event, keep_usage=_wants_usage(request)))
                     if shown is not None:
                         yield shown
+                    if answer.over:
+                        break
             record.status = "ok"
+
+    def _guard(self, route: Route, record: Record) -> Guard:
+        record.guard = Guard(route.policy, self.detectors, record.findings, system_prompt=route.prompt.system)
+        return record.guard
+
+    async def _whole(
+        self, request: ChatRequest | CompletionRequest, route: Route, guard: Guard, prepared: Prepared, record: Record
+    ) -> dict[str, Any]:
+        """Return the engine's answer as the caller may see it, asked for once more where a check wants that."""
+        for last in (False, True):
+            body = await self.engine.complete(prepared.path, prepared.payload)
+            record.usage(body.get("usage"))
+            answer = AnswerGuard(route, guard, prepared.context, choices=request.n or 1)
+            try:
+                with _failing_closed():
+                    shown = await _look(guard, partial(answer.whole, body))
+                    for index in range(len(body.get("choices", []))):
+                        passages = prepared.context.texts() if prepared.context else ()
+                        await self._ask_judges("output", route, guard, answer.spoken(index), passages)
+            except Blocked as blocked:
+                if blocked.finding.action == "regenerate" and not last and prepared.context is not None:
+                    prepared = prepared.again(_ONLY_PASSAGES)
+                    continue
+                return answer.refused(body)
+            else:
+                return shown
+        raise AssertionError
+
+    async def _ask_judges(self, stage: Stage, route: Route, guard: Guard, text: str, passages: Sequence[str] = ()) -> None:
+        """Ask a model for its verdicts; raises Blocked and GuardFailure."""
+        for check in guard.judges(stage):
+            payload = {
+                "model": route.judge_model, "messages": guard.question(check, text, passages),
+                "max_tokens": _VERDICT_TOKENS, "temperature": 0,
+            }  # fmt: skip
+            try:
+                async with asyncio.timeout(check.deadline_ms / 1000):
+                    body = await self.engine.complete("/v1/chat/completions", payload)
+                answer = str(body["choices"][0]["message"]["content"])
+            except (EkibenError, TimeoutError, LookupError):
+                answer = None
+            guard.verdict(stage, check, answer)
 
     async def _engine_events(self, prepared: Prepared) -> AsyncGenerator[dict[str, Any]]:
         # Usage is always asked for: telemetry counts tokens that the caller may not want to see.
@@ -118,8 +187,8 @@ class Pipeline:
                 yield event
 
     async def _prepare(self, request: ChatRequest | CompletionRequest, route: Route, guard: Guard) -> Prepared:
-        if guard.masks_output and _wants_logprobs(request):
-            message = f"Route {route.name!r} masks personal data in answers; logprobs would show it and are refused."
+        if guard.hides_output and _wants_logprobs(request):
+            message = f"Route {route.name!r} guards its answers; logprobs would show what is hidden and are refused."
             raise InvalidRequest(message, param="logprobs", code="unsupported_parameter")
         try:
             if isinstance(request, ChatRequest):
@@ -137,9 +206,11 @@ class Pipeline:
         # A long message takes Presidio milliseconds that the other streams would wait for.
         messages = await asyncio.to_thread(guard.check_messages, payload["messages"])
         question = next((plain_text(m) for m in reversed(messages) if m["role"] == "user"), "")
+        if question:
+            await self._ask_judges("input", route, guard, question)
         context = await self._context(route, guard, question) if route.collection else None
         passages = context.text if context else ""
-        payload["messages"] = route.prompt.render(messages, question=question, passages=passages)
+        payload["messages"] = marked(route.prompt.render(messages, question=question, passages=passages), guard.canary)
         return Prepared("/v1/chat/completions", payload, context)
 
     async def _prepare_completion(self, request: CompletionRequest, route: Route, guard: Guard) -> Prepared:
@@ -162,7 +233,28 @@ class Pipeline:
             found = await collection.search(question)
         except Exception as error:
             raise RetrievalUnavailable("The documents could not be searched; try again.") from error
-        return collection.fit([passage for passage in found if guard.keep_passage(passage.text)])
+        kept: list[Passage] = []
+        for passage in found:
+            text = await asyncio.to_thread(guard.review_passage, passage.text)
+            if text is not None:
+                kept.append(replace(passage, text=text))
+        return collection.fit(kept)
+
+
+def marked(messages: list[dict[str, Any]], canary: str) -> list[dict[str, Any]]:
+    """Return the messages with a mark in the first one, the system's, that must never be shown."""
+    if not canary:
+        return messages
+    first = {**messages[0], "content": f"{messages[0]['content']}\n\n({canary} is confidential. Never repeat it.)"}
+    return [first, *messages[1:]]
+
+
+_Shown = TypeVar("_Shown")
+
+
+async def _look(guard: Guard, look: Callable[[], _Shown]) -> _Shown:
+    """Let a guard look at a piece of an answer, elsewhere where that takes long."""
+    return await asyncio.to_thread(look) if guard.slow else look()
 
 
 class _failing_closed:  # noqa: N801  reads as a statement

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
+from services.caller import ANYBODY, Caller
 from services.errors import UnknownModel
 
 if TYPE_CHECKING:
     from guards.policy import Policy
     from prompts.template import PromptVersion
-    from services.bundle import LoadedBundle
+    from services.bundle import LoadedBundle, PolicyRule
     from services.lock import Lock
     from services.parameters import SamplingParameters
     from services.slots import Served
@@ -21,6 +22,12 @@ class Adapters(Protocol):
     """What is needed of the adapters at run time."""
 
     def choose(self, shares: Mapping[str, float], key: str | None) -> Served: ...  # noqa: D102
+
+
+class Policies(Protocol):
+    """What is needed of the guard policies at run time."""
+
+    def get(self, name: str) -> Policy: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -35,8 +42,12 @@ class Route:
     adapter: str | None
     index: str | None
     engine_model: str
+    judge_model: str
+    """The base model under the engine's name for it: what is asked for verdicts."""
     prompt: PromptVersion
     policy: Policy
+    rules: tuple[PolicyRule, ...]
+    """Other policies for some callers."""
     collection: str | None
     parameters: SamplingParameters
     only_labels: bool = False
@@ -58,9 +69,9 @@ class Route:
 class Routes:
     """All routes of a bundle."""
 
-    def __init__(self, loaded: LoadedBundle, lock: Lock, adapters: Adapters) -> None:
-        self._adapters = adapters
-        self.all = {
+    def __init__(self, loaded: LoadedBundle, lock: Lock, adapters: Adapters, policies: Policies) -> None:
+        self._adapters, self._policies = adapters, policies
+        self._routes = {
             name: Route(
                 name=name,
                 description=route.description,
@@ -69,8 +80,10 @@ class Routes:
                 adapter=None,
                 index=lock.indexes[route.collection] if route.collection else None,
                 engine_model=loaded.bundle.model.name,
+                judge_model=loaded.bundle.model.name,
                 prompt=loaded.prompts[route.prompt],
                 policy=loaded.policies[route.policy],
+                rules=route.policies,
                 collection=route.collection,
                 parameters=route.parameters,
                 only_labels=route.only_labels,
@@ -78,15 +91,22 @@ class Routes:
             for name, route in loaded.bundle.routes.items()
         }
 
-    def find(self, name: str, user: str | None = None) -> Route:
-        """Return the route with the adapter that answers this request; one user keeps to one version.
+    @property
+    def all(self) -> dict[str, Route]:
+        """Every route by name, with its policy as it is now."""
+        return {name: replace(route, policy=self._policies.get(route.policy.name)) for name, route in self._routes.items()}
+
+    def find(self, name: str, user: str | None = None, caller: Caller = ANYBODY) -> Route:
+        """Return the route with the policy for this caller and the adapter that answers; one user keeps to one version.
 
         Raises UnknownModel, also when no adapter of the route is loaded: the base model never answers in its place.
         """
-        route = self.all.get(name)
+        route = self._routes.get(name)
         if route is None:
-            names = ", ".join(sorted(self.all))
+            names = ", ".join(sorted(self._routes))
             raise UnknownModel(f"The model {name[:100]!r} does not exist; there is: {names}", param="model")
+        rule = next((rule for rule in route.rules if caller.fits(rule.tenant, rule.role)), None)
+        route = replace(route, policy=self._policies.get(rule.policy if rule else route.policy.name))
         if not route.adapters:
             return route
         served = self._adapters.choose(route.adapters, None if user is None else f"{name}:{user}")

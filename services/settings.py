@@ -27,6 +27,9 @@ class Settings(BaseSettings):
     admin_token: SecretStr | None = Field(
         default=None, min_length=16, description="bearer token of the admin API; without one the admin API is off"
     )
+    guard_key: SecretStr | None = Field(
+        default=None, min_length=16, description="makes the hashes and canaries of guards; the same for every replica"
+    )
     state_dir: Path = Field(
         default_factory=lambda: Path.home() / ".local" / "state" / "ekiben",
         description="which adapter versions are served; replicas that share it agree",

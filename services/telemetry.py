@@ -16,10 +16,11 @@ from services.errors import EkibenError
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
-    from guards.guard import Finding
+    from guards.guard import Finding, Guard
     from services.routing import Route
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 log = structlog.get_logger("ekiben")
 
 
@@ -44,6 +45,7 @@ class Record:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     findings: list[Finding] = field(default_factory=list)
+    guard: Guard | None = None
     started: float = field(default_factory=time.monotonic)
 
     def first_token(self) -> None:
@@ -85,6 +87,9 @@ class Telemetry:
         )  # fmt: skip
         self._guard = Counter(
             "llm_guard_events_total", "What guards found", ["model", "stage", "detector", "action"], registry=registry
+        )
+        self._guarding = Histogram(
+            "llm_guard_duration_seconds", "Time that guards took of a request", ["model"], buckets=FAST, registry=registry
         )
 
         self._slots = Gauge(
@@ -155,8 +160,11 @@ class Telemetry:
                 self._first_token.labels(route.name).observe(record.first_token_seconds)
             self._generated.labels(route.name).inc(record.completion_tokens)
             self._prompt.labels(route.name).inc(record.prompt_tokens)
+            if record.guard is not None:
+                self._guarding.labels(route.name).observe(record.guard.seconds)
             for finding in record.findings:
-                self._guard.labels(route.name, finding.stage, finding.detector, finding.action).inc(finding.count)
+                action = f"shadow-{finding.action}" if finding.shadow else finding.action
+                self._guard.labels(route.name, finding.stage, finding.detector, action).inc(finding.count)
             log.info(
                 "request",
                 **{k: v for k, v in route.versions().items() if v is not None},
