@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from guards import chinese_names
 from guards.normalize import normalize
-from guards.onnx_names import OnnxNames
 from guards.pattern import Pattern
 from guards.pii import Span, without, without_overlaps
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
+
+    from guards.onnx_names import OnnxNames
 
 ENTITIES = ("ORGANIZATION", "PERSON", "LOCATION")
 DEFAULT_ENTITIES = ("LOCATION", "PERSON")
@@ -109,7 +110,11 @@ class Names:
 
 def open_names(folder: Path) -> Names | OnnxNames:
     """Open the model in a folder: a spaCy pipeline, or a token classifier in ONNX (`model.onnx`)."""
-    return OnnxNames(folder) if (folder / "model.onnx").is_file() else Names(folder)
+    if not (folder / "model.onnx").is_file():
+        return Names(folder)
+    from guards.onnx_names import OnnxNames  # and with it numpy
+
+    return OnnxNames(folder)
 
 
 def by_rule(text: str) -> Iterator[Span]:

@@ -3,10 +3,10 @@
 import functools
 import itertools
 
+from guards.mask import MAX_RUN, Masker, mask, pii_masker
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from guards.mask import MAX_RUN, Masker, mask, pii_masker
 from guards.pii import ENTITIES, Span, find_pii
 
 VALUES = {

@@ -9,10 +9,12 @@ from prometheus_client import CollectorRegistry
 
 from adapters.manifest import Manifest, read_manifest, write_manifest
 from adapters.registry import RegistryFile
+from guards.detectors import Detectors
 from services.bundle import load_bundle
 from services.errors import EngineRefused, EngineUnavailable
 from services.lock import Lock
 from services.pipeline import Pipeline
+from services.policies import Policies
 from services.routing import Routes
 from services.slots import Served, Shelf, Slots
 from services.telemetry import Telemetry
@@ -44,8 +46,12 @@ adapters:
 FILES = {
     "plain.yaml": "system: Be kind.\n",
     "docs.yaml": "system: Use the passages.\nuser: '{{ passages }} | {{ question }}'\n",
-    "safe.yaml": "",
-    "open.yaml": "input: {pii: {action: allow}, injection: {action: allow}}\noutput: {pii: {action: allow}}\n",
+    "safe.yaml": """
+input: [{detector: injection, action: block, threshold: 0.99}, {detector: pii, action: mask}]
+passages: [{detector: injection, action: drop}]
+output: [{detector: pii, action: mask}]
+""",
+    "open.yaml": "",
     "papers/a.md": "# A\nText.\n",
 }
 
@@ -240,7 +246,9 @@ def registry():
 def pipeline(bundle_folder, engine, papers, registry, adapters):
     loaded = load_bundle(bundle_folder / "bundle.yaml")
     lock = Lock(name="box", model="tiny:1", indexes={"papers": "box-index-papers:1"})
-    return Pipeline(Routes(loaded, lock, adapters), engine, Telemetry(registry), {"papers": papers})
+    return Pipeline(
+        Routes(loaded, lock, adapters, Policies(loaded, Detectors())), engine, Telemetry(registry), {"papers": papers}
+    )
 
 
 @pytest.fixture
@@ -250,7 +258,9 @@ def adapted(bundle_folder, engine, registry, adapters, papers):
     path.write_text(BUNDLE.rstrip() + ADAPTED, encoding="utf-8")
     tags = {"travel": "box-adapter-travel:1111111111111111"}
     lock = Lock(name="box", model="tiny:1", adapters=tags, indexes={"papers": "box-index-papers:1"})
-    return Pipeline(Routes(load_bundle(path, packed=True), lock, adapters), engine, Telemetry(registry), {"papers": papers})
+    loaded = load_bundle(path, packed=True)
+    routes = Routes(loaded, lock, adapters, Policies(loaded, Detectors()))
+    return Pipeline(routes, engine, Telemetry(registry), {"papers": papers})
 
 
 @pytest.fixture

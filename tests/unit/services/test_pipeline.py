@@ -216,11 +216,11 @@ async def test_a_failing_detector_withholds_the_rest(pipeline, monkeypatch):
     def broken(*_a, **_k):
         raise RuntimeError
 
-    monkeypatch.setattr("guards.guard.scan", broken)
+    monkeypatch.setattr("guards.detectors.assess", broken)
     with pytest.raises(GuardUnavailable):
         await pipeline.answer(chat())
     monkeypatch.undo()
-    monkeypatch.setattr("services.answer.AnswerGuard._masked", lambda *_a, **_k: (_ for _ in ()).throw(GuardFailure("x")))
+    monkeypatch.setattr("services.answer.AnswerGuard._guarded", lambda *_a, **_k: (_ for _ in ()).throw(GuardFailure("x")))
     with pytest.raises(GuardUnavailable):
         await pipeline.answer(chat())
     with pytest.raises(GuardUnavailable):
