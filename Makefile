@@ -1,7 +1,7 @@
 # Two commands suffice: `make serve` sets everything up and serves the demo on http://localhost:3000, `make test` sets
 # everything up and passes the tests. `make` prints the others.
 .DEFAULT_GOAL := help
-.PHONY: help serve pack test test-unit lint build load bench bench-lora bench-engine bench-features lock clean
+.PHONY: help serve pack test test-unit lint build load bench bench-lora bench-engine bench-features bench-guards lock clean
 
 PYTHON_VERSION ?= 3.11
 HOST ?= 127.0.0.1
@@ -60,6 +60,9 @@ bench-engine: .venv/.dev pack ## measure our engine beside stock vLLM's defaults
 
 bench-features: .venv/.dev pack ## measure what a bundle may switch on in its engine: each switch on and off
 	$(BIN)/python benchmarks/features.py
+
+bench-guards: .venv/.dev pack ## measure what guards cost, and the service for names beside the same model in process
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.guards
 
 lock: $(UV) ## compile the locks anew, with hashes and without any index's address
 	$(LOCK) pyproject.toml --extra cpu --output-file requirements/cpu.txt

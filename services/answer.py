@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from guards.output import OutputGuard
@@ -26,6 +27,8 @@ class AnswerGuard:
     def __init__(self, route: Route, guard: Guard, context: Context | None, choices: int = 1) -> None:
         self._route = route
         self._guard = guard
+        # What is shown beside an answer is guarded like it, but is no finding of its own.
+        self._aside = replace(guard, findings=[])
         self._context = context
         self._choices = choices
         self._texts: dict[int, dict[tuple[str, int], OutputGuard]] = defaultdict(dict)
@@ -165,7 +168,7 @@ class AnswerGuard:
         if self._context is None or self._blocked(index):
             return ""
         spoken = self.spoken(index)
-        told = self._guard.check_answer(index, spoken, self._context.texts())
+        told = self._guard.check_answer(index, spoken, [self._beside(text) for text in self._context.texts()])
         if told is not None:
             self._grounded.append(told)
         return self._context.cite(spoken)
@@ -181,8 +184,11 @@ class AnswerGuard:
         return about
 
     def _source(self, source: dict[str, Any]) -> dict[str, Any]:
-        guarded = OutputGuard(self._guard)
-        return {**source, "excerpt": guarded.feed(source["excerpt"]) + guarded.finish()}
+        return {**source, "excerpt": self._beside(source["excerpt"])}
+
+    def _beside(self, text: str) -> str:
+        guarded = OutputGuard(self._aside)
+        return guarded.feed(text) + guarded.finish()
 
 
 def as_events(body: dict[str, Any], *, keep_usage: bool) -> Iterator[dict[str, Any]]:
