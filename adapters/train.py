@@ -34,9 +34,9 @@ def require_tools() -> None:
 def train(
     base: Path, base_source: str, rows: list[Row], held_out: list[Row], system: str, recipe: Recipe, out: Path, progress: Progress
 ) -> Outcome:
-    """Train and write PEFT's two files into `out`; goes on from a checkpoint that stands there.
+    """Train and write PEFT's two files into `out`; goes on from a checkpoint that stands there, and leaves it there.
 
-    Raises TrainingError and CheckpointError. The checkpoint stays: remove it once the manifest is written.
+    Raises TrainingError and CheckpointError.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

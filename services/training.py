@@ -6,15 +6,16 @@ The base that it is trained on is the bundle's model without quantization; it st
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from adapters import checkpoint
-from adapters.card import CURVE, write_card
+from adapters.card import CARD, CURVE, write_card
 from adapters.curve import draw_curve
 from adapters.fitting import Outcome
-from adapters.manifest import WEIGHTS, Manifest, digest_file, write_manifest
+from adapters.manifest import CONFIG, MANIFEST, WEIGHTS, Manifest, digest_file, write_manifest
 from adapters.recipe import Compute, Recipe, TrainingError, faster_compute
 from adapters.rows import Row, RowError, labels_of, read_rows, split_rows
 from adapters.train import require_tools, train
@@ -58,15 +59,17 @@ def unquantized_base(loaded: LoadedBundle, progress: Progress) -> Path:
 
 
 def train_adapter(loaded: LoadedBundle, work: Assignment, progress: Progress) -> Manifest:
-    """Train, and write weights, manifest, curve and card into `work.out`.
+    """Train, and put weights, manifest, curve and card into `work.out`; until then all is in `NAME.training` beside it.
 
-    Raises RowError, TrainingError and CheckpointError, and what making the base raises. After a kill, the same call goes on.
+    An adapter that stands in `work.out` may be served meanwhile. Raises RowError, TrainingError and CheckpointError, and what
+    making the base raises. After a kill, the same call goes on.
     """
     _check(loaded, work)
     rows, held_out = _rows(work)
+    part = work.out.with_name(f"{work.out.name}.training")
     if work.fresh:
-        checkpoint.discard(work.out)
-    state = checkpoint.load(work.out)
+        checkpoint.discard(part)
+    state = checkpoint.load(part)
     if state is None and (work.out / WEIGHTS).exists() and not work.overwrite:
         raise TrainingError(f"{work.out} holds an adapter already: take another --out, or --overwrite it")
     base = work.base or unquantized_base(loaded, progress)
@@ -74,16 +77,19 @@ def train_adapter(loaded: LoadedBundle, work: Assignment, progress: Progress) ->
     compute = state.recipe["compute"] if state else work.compute or faster_compute()
     recipe = replace(work.recipe, compute=compute)
     source = loaded.bundle.model.source
-    outcome = train(base, source, rows, held_out, work.system_prompt, recipe, work.out, progress)
+    outcome = train(base, source, rows, held_out, work.system_prompt, recipe, part, progress)
     history = outcome.state
-    draw_curve(history.losses, history.held_out, history.best_step, work.out / CURVE, title=work.name)
+    draw_curve(history.losses, history.held_out, history.best_step, part / CURVE, title=work.name)
     manifest = Manifest(
         name=work.name, base_source=source, dataset=work.dataset, system_prompt=work.system_prompt,
-        sha256=digest_file(work.out / WEIGHTS), labels=labels_of(rows), training=_training(work, recipe, outcome),
+        sha256=digest_file(part / WEIGHTS), labels=labels_of(rows), training=_training(work, recipe, outcome),
     )  # fmt: skip
-    write_manifest(work.out, manifest)
-    write_card(work.out, manifest, licence=work.licence)
-    checkpoint.discard(work.out)
+    write_manifest(part, manifest)
+    write_card(part, manifest, licence=work.licence)
+    work.out.mkdir(parents=True, exist_ok=True)
+    for name in (CONFIG, WEIGHTS, MANIFEST, CARD, CURVE):
+        (part / name).replace(work.out / name)
+    shutil.rmtree(part)
     return manifest
 
 

@@ -122,7 +122,7 @@ def adapter_train(  # noqa: PLR0913  a recipe has many settings
     Writes weights, manifest, learning curve and model card. Killed and called again, it goes on from its last checkpoint and
     gives the same weights. `ekiben adapter eval` measures the result.
     """
-    loaded = load(bundle)
+    loaded = load(bundle, folders=False)  # what is trained here may be named there already
     if dora:
         fail("vLLM cannot serve DoRA adapters: train without --dora; --rslora is a LoRA that it serves")
     system = _system_prompt(loaded, prompt)

@@ -41,10 +41,14 @@ def fail(message: str) -> NoReturn:
     raise typer.Exit(1)
 
 
-def load(path: Path | None, device: Device | None = None) -> LoadedBundle:
-    """Return the bundle, checked for what it will be served on, or print every problem and end with 1."""
+def load(path: Path | None, device: Device | None = None, *, folders: bool = True) -> LoadedBundle:
+    """Return the bundle, checked for what it will be served on, or print every problem and end with 1.
+
+    Without `folders`, adapters and documents are not asked for.
+    """
+    target = None if device is None else find_target(device)
     try:
-        return load_bundle(path or load_settings().bundle, target=None if device is None else find_target(device))
+        return load_bundle(path or load_settings().bundle, packed=not folders, target=target)
     except BundleError as error:
         for line in error.lines:
             err.print(line, markup=False, style="red")

@@ -119,6 +119,22 @@ def test_adapter_train_says_what_it_cannot_do(ekiben, tmp_path):
         assert (done.returncode, reason in done.stderr) == (1, True), done.stderr
 
 
+def test_an_adapter_may_be_trained_that_the_bundle_names_already(ekiben, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("nothing\n")
+    (tmp_path / "p.yaml").write_text("system: s\n")
+    (tmp_path / "g.yaml").write_text("")
+    (tmp_path / "bundle.yaml").write_text(
+        "model: {name: m, source: 'pypi:m==1'}\nprompts: {p: {path: p.yaml}}\npolicies: {g: {path: g.yaml}}\n"
+        "adapters: {x: {path: x}}\nroutes: {r: {prompt: p, policy: g, adapter: x}}\n"
+    )
+    bundle = ("--bundle", tmp_path / "bundle.yaml")
+    done = ekiben("adapter", "train", data, "--name", "x", "--dataset", "d", "--prompt", "p", *bundle)
+
+    assert f"{data}:1: not JSON" in done.stderr
+    assert "x is not a folder" in ekiben("check", *bundle).stderr
+
+
 def test_adapter_eval_says_what_it_cannot_do(ekiben, tmp_path):
     data = tmp_path / "rows.jsonl"
     data.write_text('{"text": "a", "label": "b"}\nnothing\n')

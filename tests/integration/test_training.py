@@ -11,7 +11,6 @@ pytest.importorskip("matplotlib")
 from adapters import checkpoint
 from adapters.checkpoint import CheckpointError
 from adapters.gate import BaseModel, check_adapter
-from adapters.manifest import AdapterError
 from adapters.recipe import Recipe, TrainingError
 from adapters.rows import RowError
 from services.bundle import load_bundle
@@ -116,13 +115,24 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_weights(loaded, work, 
     whole = train_adapter(loaded, replace(work, out=tmp_path / "whole"), Bar())
     with pytest.raises(KeyboardInterrupt):
         train_adapter(loaded, work, Bar(killed_at=30))
-    with pytest.raises(AdapterError, match=r"checkpoint\.pt is a pickle"):
-        check_adapter(work.out, base=BaseModel("pypi:m==1"), max_lora_rank=16)
+    assert not work.out.exists()
     bar = Bar()
     resumed = train_adapter(loaded, work, bar)
 
     assert "going on from step 25 of 56" in bar.lines
     assert resumed.sha256 == whole.sha256
+    assert not work.out.with_name("a.training").exists()
+
+
+def test_an_adapter_that_is_trained_anew_may_be_served_until_the_end(loaded, work):
+    before = train_adapter(loaded, work, Bar())
+    again = replace(work, overwrite=True, recipe=replace(work.recipe, seed=8))
+    with pytest.raises(KeyboardInterrupt):
+        train_adapter(loaded, again, Bar(killed_at=30))
+    assert check_adapter(work.out, base=BaseModel("pypi:m==1"), max_lora_rank=16) == before
+
+    after = train_adapter(loaded, replace(again, overwrite=False), Bar())
+    assert check_adapter(work.out, base=BaseModel("pypi:m==1"), max_lora_rank=16) == after != before
 
 
 def test_a_checkpoint_of_another_recipe_is_not_gone_on_from(loaded, work):
@@ -133,7 +143,7 @@ def test_a_checkpoint_of_another_recipe_is_not_gone_on_from(loaded, work):
         train_adapter(loaded, other, Bar())
 
     train_adapter(loaded, replace(other, fresh=True), Bar())
-    assert checkpoint.load(work.out) is None
+    assert checkpoint.load(work.out.with_name("a.training")) is None
 
 
 def test_an_adapter_is_not_overwritten_unless_told(loaded, work):
