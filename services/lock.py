@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 
 class LockError(RuntimeError):
-    """bundle.lock is missing or was not written by this version; the message says what to run."""
+    """bundle.lock is missing, not of this version, or names what the store does not have; the message says what to run."""
 
 
 class Lock(BaseModel):

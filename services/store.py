@@ -8,10 +8,15 @@ from pathlib import Path
 import bentoml
 from bentoml.exceptions import NotFound
 
+from services.lock import LockError
+
 
 def stored_path(tag: str) -> Path:
-    """Return the folder of a tag; raises bentoml's NotFound."""
-    return Path(bentoml.models.get(tag).path)
+    """Return the folder of a tag; raises LockError when the store does not have it."""
+    try:
+        return Path(bentoml.models.get(tag).path)
+    except NotFound as error:
+        raise LockError(f"{tag} is not in the model store; run `ekiben pack`") from error
 
 
 def is_stored(tag: str) -> bool:
