@@ -39,7 +39,8 @@ async def spoken(pipeline, request):
 
 async def test_the_model_sees_placeholders_and_the_caller_his_values(pipeline, engine, under):
     under("input: [{detector: pii, action: placeholder}]\noutput: [{detector: pii, action: mask}]")
-    engine.pieces = ["Mail [EMAIL_", "ADDRESS_1] or [email_address_2], not x@y.org; ", "see https://e.org/?q=[EMAIL_ADDRESS_1] [EMAIL_ADDRESS_9]"]
+    links = "see https://e.org/?q=[EMAIL_ADDRESS_1] [EMAIL_ADDRESS_9]"
+    engine.pieces = ["Mail [EMAIL_", "ADDRESS_1] or [email_address_2], not x@y.org; ", links]
     request = chat("From a@example.com to b@example.com, for a@example.com", stream=True)
     texts, _ = await spoken(pipeline, request)
 
@@ -144,7 +145,8 @@ async def test_an_answer_that_is_not_grounded(pipeline, engine, papers, under, a
 
     assert len(engine.asked) == asked
     assert found == reason
-    assert ("9 weeks" not in text) and (reason == "content_filter" or text.startswith("Refunds take 5 days."))
+    assert "9 weeks" not in text
+    assert reason == "content_filter" or text.startswith("Refunds take 5 days.")
 
 
 async def test_what_is_not_grounded_is_told(pipeline, engine, papers, under):

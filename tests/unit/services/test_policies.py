@@ -1,6 +1,6 @@
 """Policies by caller, and as their files are now."""
 
-import os
+import shutil
 
 import pytest
 
@@ -11,7 +11,10 @@ from services.caller import Caller, CallerHeaders
 from services.policies import Policies
 from services.protocol import ChatRequest
 
-RULES = """policy: safe, policies: [{tenant: acme, policy: open}, {role: auditor, policy: open}, {tenant: beta, role: boss, policy: open}], """
+RULES = (
+    "policy: safe, policies: [{tenant: acme, policy: open}, {role: auditor, policy: open}, "
+    "{tenant: beta, role: boss, policy: open}], "
+)
 
 
 @pytest.fixture
@@ -58,7 +61,8 @@ def policies(bundle_folder, monkeypatch):
 
 def rewrite(path, text):
     path.write_text(text)
-    os.utime(path, (1, 1))  # another time of change, however fast the test
+    shutil.copystat("/", path)  # another time of change, however fast the test
+    path.chmod(0o600)
 
 
 def test_a_changed_file_is_read_again(policies, bundle_folder):
