@@ -99,8 +99,14 @@ def test_prompt_list(ekiben):
     assert {row["prompt"]: row["routes"] for row in rows}["documents"] == ["handbook"]
 
 
-def test_an_adapter_is_checked_against_the_packed_base(ekiben):
+def test_an_adapter_is_checked_without_a_packed_base_and_that_is_said(ekiben):
     done = ekiben("adapter", "check", "adapters/travel-intents")
+
+    assert (done.returncode, "run `ekiben pack`" in done.stderr) == (0, True), done.stderr
+
+
+def test_a_store_without_what_the_lock_names_says_what_to_run(ekiben):
+    done = ekiben("rag", "search", "handbook", "refund")
 
     assert (done.returncode, "run `ekiben pack`" in done.stderr) == (1, True), done.stderr
 
