@@ -92,6 +92,19 @@ def test_personal_data_is_masked(client):
     assert "4111" not in answer.choices[0].message.content
 
 
+def test_the_model_does_not_learn_who_is_spoken_of_and_the_caller_does(client):
+    messages = say("My name is Jane Miller and my number is 415-555-2671. Say hello to me, Jane Miller, by my name.")
+    answer = client.chat.completions.create(model="private", messages=messages, max_tokens=40)
+    stream = client.chat.completions.create(model="private", messages=messages, max_tokens=40, stream=True)
+    found = {(f["action"], f["detail"]) for f in answer.ekiben["guards"]}
+    text = answer.choices[0].message.content
+
+    assert {("placeholder", "PERSON"), ("placeholder", "PHONE_NUMBER")} <= found
+    assert "[PERSON_" not in text
+    assert "Jane Miller" in text
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices) == text
+
+
 def test_personal_data_in_a_document_does_not_leave(client):
     """The handbook holds the night manager's number; neither sources nor answer show it, streamed or not."""
     messages = say("How long is lost property kept?")
