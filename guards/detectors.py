@@ -73,7 +73,7 @@ class Detectors:
 
     def moderation(self, policy: Policy, check: ModerationCheck) -> Moderation:
         """Return the phrases of a check."""
-        return _moderation(tuple(policy.folder / path for path in check.lists) or DEFAULT_LISTS)
+        return _moderation(policy.version, tuple(policy.folder / path for path in check.lists) or DEFAULT_LISTS)
 
     def leaks(self, prompt: str, mark: str) -> LeakDetector:
         """Return the watch over a system prompt; `mark` is its canary, or nothing."""
@@ -95,7 +95,8 @@ class Detectors:
 
 
 @functools.lru_cache(maxsize=32)
-def _moderation(lists: tuple[Path, ...]) -> Moderation:
+def _moderation(version: str, lists: tuple[Path, ...]) -> Moderation:
+    del version  # changes with what the lists say
     return Moderation.of(lists)
 
 

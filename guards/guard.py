@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Stage = Literal["input", "tools", "passages", "output"]
 _TOOLS = frozenset({"tool", "function"})
 _SENTENCE_ENTITIES = frozenset({"DATE_OF_BIRTH"})
+_CLAUSES = CLAUSE_ENTITIES | {"URL"}  # the path of a URL has characters that end a run
 _SOURCES: dict[Stage, Source] = {"input": "user", "tools": "tool", "passages": "passage", "output": "output"}
 _CATEGORIES = ("violence", "self-harm", "sexual content", "hate", "harassment", "crime")
 
@@ -92,7 +93,7 @@ class Guard:
     @property
     def looks_at_input(self) -> bool:
         """Whether anything is done to what the caller sends."""
-        return bool(self.policy.content.input)
+        return bool(self.policy.content.input or self.policy.content.tool_checks)
 
     @property
     def hides_output(self) -> bool:
@@ -149,7 +150,7 @@ class Guard:
         """Return a window that hides what these checks find."""
         wanted = [check for check in checks if isinstance(check, ValueCheck)]
         entities = frozenset(chain.from_iterable(check.entities for check in wanted))
-        hold: Hold = "clause" if entities & CLAUSE_ENTITIES else "identifier"
+        hold: Hold = "clause" if entities & _CLAUSES else "identifier"
         if entities & _SENTENCE_ENTITIES or any(isinstance(check, NamesCheck) for check in wanted):
             hold = "sentence"
         escapes = stage != "output" and self._reversible
@@ -246,14 +247,14 @@ class Guard:
                 {**part, "text": self._hide(stage, checks, part["text"])} if _is_text(part) else part for part in content
             ]
         if calls := message.get("tool_calls"):
-            checked["tool_calls"] = [
-                {
-                    **call,
-                    "function": {**call["function"], "arguments": self._hide(stage, checks, call["function"]["arguments"])},
-                }
-                for call in calls
-            ]
+            checked["tool_calls"] = [self._check_call(stage, checks, call) for call in calls]
         return checked
+
+    def _check_call(self, stage: Stage, checks: Sequence[Check], call: dict[str, Any]) -> dict[str, Any]:
+        function = call.get("function")
+        if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+            return call
+        return {**call, "function": {**function, "arguments": self._hide(stage, checks, function["arguments"])}}
 
     def _judge_text(self, stage: Stage, checks: Iterable[Check], text: str) -> None:
         """Look at a text as a whole; raises Blocked or GuardFailure."""
@@ -307,19 +308,20 @@ class Guard:
         return _joined(found)
 
     def _replaced(self, stage: Stage, value: Value, text: str) -> str:
-        acting: tuple[ValueCheck | None, str] | None = None
+        acting: tuple[ValueCheck, str] | None = None
         for check, entity in value.found:
             if check is None:
-                acting = (None, entity)
-            elif check.shadow or check.action == "flag":
+                continue
+            if check.shadow or check.action == "flag":
                 self.note(stage, check, entity)
             else:
                 self.act(stage, check, entity)
                 acting = acting or (check, entity)
-        if acting is None:
-            return text
+        if acting is None:  # what only looks like a placeholder stands for its own letters
+            forged = any(check is None for check, _entity in value.found)
+            return self.vault.placeholder(LITERAL, text) if forged else text
         check, entity = acting
-        if check is None or check.action == "placeholder":
+        if check.action == "placeholder":
             return self.vault.placeholder(entity, text)
         return f"<{entity}:{self.detectors.digest(entity, text)}>" if check.action == "hash" else f"<{entity}>"
 

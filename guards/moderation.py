@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,7 @@ class Moderation:
         return self._reach + MAX_GAP * max(self._reach - 1, 0)
 
     def find(self, text: str) -> list[Hit]:
-        """Return the banned phrases in order and without overlaps, the longest first."""
+        """Return the banned phrases in order; those that overlap are one, named by the first."""
         if self._automaton is None:
             return []
         seen = _squeeze(text)
@@ -143,11 +143,14 @@ class Moderation:
             for index, start, end in self._automaton.find_matches_as_indexes(seen.text, overlapping=True)
             if _stands(seen, start, end, self._folded[index])
         ]
-        chosen: list[Hit] = []
-        for hit in sorted(hits, key=lambda h: (h.start - h.end, h.start)):
-            if all(hit.end <= other.start or hit.start >= other.end for other in chosen):
-                chosen.append(hit)
-        return sorted(chosen, key=lambda h: h.start)
+        joined: list[Hit] = []
+        for hit in sorted(hits, key=lambda h: (h.start, -h.end)):
+            if joined and hit.start < joined[-1].end:
+                last = joined[-1]
+                joined[-1] = replace(last, end=max(last.end, hit.end))
+            else:
+                joined.append(hit)
+        return joined
 
     def hold(self, text: str) -> int:
         """Return how many characters at the end of a stream so far may be the beginning of a phrase.

@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from guards.normalize import normalize
 from guards.policy import LeakCheck, ModerationCheck, ValueCheck
 from guards.stream import Stop
 
@@ -111,10 +112,16 @@ class _Moderated:
     def _look(self, piece: str, *, final: bool) -> str:
         self._pending += piece
         whole, lead = self._before + self._pending, len(self._before)
-        hold = 0 if final else self.guard.run("output", self.check, lambda: self._phrases.hold(whole)) or 0
-        cut = len(whole) - min(hold, len(self._pending))
+        hold, hits = self.guard.run("output", self.check, lambda: (self._phrases.hold(whole), self._phrases.find(whole))) or (
+            0,
+            (),
+        )
+        cut = len(whole) if final else max(lead, len(whole) - hold)
+        for hit in reversed(hits):
+            if hit.start < cut < hit.end:
+                cut = max(lead, hit.start)
         out, at = [], lead
-        for hit in self.guard.run("output", self.check, lambda: self._phrases.find(whole)) or ():
+        for hit in hits:
             if hit.start < at or hit.end > cut:
                 continue
             try:
@@ -126,7 +133,9 @@ class _Moderated:
                 out += [whole[at : hit.start], "***"]
                 at = hit.end
         out.append(whole[at:cut])
-        self._before, self._pending = whole[max(0, cut - self._phrases.longest - 1) : cut], whole[cut:]
+        # Without invisible characters, or the letters before them would be out of reach.
+        seen = normalize(whole[:cut]).text
+        self._before, self._pending = seen[-self._phrases.longest - 1 :], whole[cut:]
         return "".join(out)
 
 

@@ -20,9 +20,18 @@ _OPEN, _CLOSE = r"[\[［【]", r"[\]］】]"
 FORM = re.compile(rf"{_OPEN}([A-Za-z][A-Za-z_]{{1,30}})_(\d{{1,4}}){_CLOSE}")
 _MAX = 40
 _BEGUN = re.compile(rf"{_OPEN}[A-Za-z_]{{0,32}}\d{{0,4}}\Z")
-_WORD_END = re.compile(r"[\s\"'<>，。；！？、]")
-_LINK = re.compile(r"(?i)[a-z][a-z0-9+.-]{1,15}://|\bwww\.|\b(?:mailto|data|javascript):|\]\(")
-_MAX_WORD = 2048
+# A link ends at white space, in pointed brackets at theirs, in an attribute at the end of the line: what else may stand in a
+# link depends on who shows it. Without a scheme (`//host`, `host.com/`) it still is one.
+_LINK = re.compile(
+    r"(?i)(?P<pointed>\]\( ?<|<[a-z][a-z0-9+.-]{1,15}:)|(?P<attribute>\b(?:href|src) ?=)"
+    r"|(?P<word>//|\bwww\.|\b(?:mailto|data|javascript|tel|sms):|\]\(|[a-z0-9]\.[a-z]{2,24}[/?#])|(?P<end>[\s>])"
+)
+_LINK_TAIL = 32  # characters that tell a link, at most
+# Entities that are written with separators or without, and those of which each letter counts.
+_GROUPED = frozenset({
+    "CN_BANK_CARD", "CN_ID_CARD", "CN_LANDLINE", "CN_MOBILE", "CN_PLATE", "CREDIT_CARD", "IBAN_CODE", "PHONE_NUMBER", "US_SSN",
+})  # fmt: skip
+_EXACT = re.compile(rf"{LITERAL}|SECRET_|URL")
 
 
 @dataclass
@@ -35,7 +44,7 @@ class Vault:
 
     def placeholder(self, entity: str, value: str) -> str:
         """Return the placeholder of a value."""
-        key = entity, value if entity == LITERAL else re.sub(r"[\s().-]", "", normalize(value).text).casefold()
+        key = entity, _same(entity, value)
         if key not in self._numbers:
             number = self._counts[entity] = self._counts.get(entity, 0) + 1
             self._numbers[key], self._values[entity, number] = number, value
@@ -61,7 +70,8 @@ class Restorer:
     urls: bool = False
     quote: Callable[[str], str] = str
     _pending: str = ""
-    _word: str = ""
+    _tail: str = ""
+    _link: str = ""
 
     def feed(self, piece: str) -> str:
         """Return what may be shown so far: all but what may become a placeholder."""
@@ -88,7 +98,24 @@ class Restorer:
         return "".join([*out, text[at:]])
 
     def _pass(self, text: str) -> None:
-        self._word = (_WORD_END.split(self._word + text)[-1])[-_MAX_WORD:]
+        """Learn from the text whether what follows stands in a link."""
+        whole, new = self._tail + text, len(self._tail)
+        for found in _LINK.finditer(whole):
+            if found.end() <= new:
+                continue
+            if found.lastgroup != "end":
+                self._link = self._link if self._link and found.lastgroup == "word" else found.lastgroup or ""
+            elif found[0] == "\n" or (found[0] == ">" and self._link == "pointed") or (found[0] != ">" and self._link == "word"):
+                self._link = ""
+        self._tail = whole[-_LINK_TAIL:]
 
     def _in_link(self) -> bool:
-        return not self.urls and _LINK.search(self._word) is not None
+        return not self.urls and bool(self._link)
+
+
+def _same(entity: str, value: str) -> str:
+    """Return what all forms of a value have in common."""
+    if _EXACT.match(entity):
+        return value
+    seen = normalize(value).text.casefold()
+    return re.sub(r"[\s().-]" if entity in _GROUPED else r"\s", "", seen)

@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from guards import names
-from guards.moderation import WordlistError, read_wordlist
+from guards.moderation import DEFAULT_LISTS, WordlistError, read_wordlist
 from guards.pii import DEFAULT_ENTITIES, ENTITIES
 
 SECRETS = tuple(entity for entity in ENTITIES if entity.startswith("SECRET_"))
@@ -233,7 +233,8 @@ def load_policy(name: str, path: Path) -> Policy:
     """Read a policy file; raises PolicyError."""
     try:
         content = PolicyContent.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-        lists = [path.parent / one for check in content.checks() if isinstance(check, ModerationCheck) for one in check.lists]
+        moderating = [check for check in content.checks() if isinstance(check, ModerationCheck)]
+        lists = [one for check in moderating for one in [path.parent / own for own in check.lists] or DEFAULT_LISTS]
         phrases = [read_wordlist(one) for one in lists]
     except FileNotFoundError as error:
         msg = f"{error.filename} does not exist; make it or correct the path"
@@ -241,7 +242,10 @@ def load_policy(name: str, path: Path) -> Policy:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError, WordlistError) as error:
         msg = f"{path} is not a guard policy: {error}"
         raise PolicyError(msg) from error
-    canonical = [content.model_dump(mode="json", exclude={"description"}), [[phrase.id for phrase in one] for one in phrases]]
+    canonical = [
+        content.model_dump(mode="json", exclude={"description"}),
+        [[(phrase.category, phrase.text) for phrase in one] for one in phrases],
+    ]
     version = hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()[:12]
     return Policy(name, version, content, path.parent)
 

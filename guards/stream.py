@@ -27,17 +27,26 @@ if TYPE_CHECKING:
 
 Hold = Literal["identifier", "clause", "sentence"]
 
-MAX_SEGMENT = 1024  # characters held back at most
-TAIL = 384  # an e-mail address has at most 320 characters
+MAX_SEGMENT = 4096  # characters held back at most
+TAIL = 2048  # a value of at most so many is hidden wherever it stands; signed tokens with many claims have as many
 MAX_BLOCK = 16_384  # a private key of 16,384 bits in PEM has 12,700
 CONTEXT = 16  # characters before a segment that may say what it is
 
-_ASCII_RUN = re.compile(r"[A-Za-z0-9._%+\-@:/#~?&=()\[\]]")
-_PLATE = "京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼挂学警港澳·"
-_SENTENCE_END = re.compile(r"[。！？；\n]|[.!?;](?=\s)")
+_ASCII_RUN = re.compile(r"[A-Za-z0-9._%+\-@:/#~?&=()\[\]!$'*^`{|}]")
+# Characters of number plates, and brackets that placeholders may have.
+_OTHER_RUN = frozenset("京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼挂学警港澳·【】")
+# A full stop after a title or an initial ends no sentence.
+_SENTENCE_END = re.compile(r"[。！？；\n]|(?:[!?;]|(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bDr)(?<!\bProf)(?<!\b[A-Z])\.)(?=\s)")
 _BLOCK_BEGIN = re.compile(r"-{4,5} ?BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z ]{0,10}-{4,5}")
-_BLOCK_END = re.compile(r"-{4,5} ?END [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z ]{0,10}-{4,5}")
+_BLOCK_END = re.compile(r"-{4,5} ?END [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z ]{0,10}(?:-----|----(?=[^-]))")
 _MAYBE_BLOCK = re.compile(r"-{1,5}(?: ?(?:B|BE|BEG|BEGI|BEGIN(?: [A-Z0-9 ]{0,60}-{0,4})?)?)?\Z")
+_BLOCK_HEAD = 80  # characters that the first line of a block has at most
+
+# What characters do to a run, one letter each: `r` in it, `d` in it and a digit, `s` a space, `e` ends it. A word with a digit is
+# joined to what follows it, over single spaces; and so is a word right after it, for the groups of an IBAN or the name in a date.
+_DIGIT_WORD, _WORD = "r*+d[rd]*+", "r++(?!d)"
+_RUN = re.compile(rf"{_DIGIT_WORD}(?:s(?:{_DIGIT_WORD}|{_WORD}s{_DIGIT_WORD}))*+(?:s{_WORD}(?:s{_WORD})?+)?+|{_WORD}")
+_OPEN_RUN = re.compile(r"[rd]*d[rd]*(?:sr+)?s\Z")
 
 
 class Stop(Exception):
@@ -74,10 +83,15 @@ class Window(Generic[T]):
     _pending: str = ""
     _context: str = ""
     _swallowing: bool = False
+    _kinds: str = ""
+    _looked: int = 0
+    """How far the end of a block was looked for."""
 
     def feed(self, piece: str) -> str:
         """Return what may be shown so far."""
         self._pending += piece
+        if self.hold != "sentence":
+            self._kinds += "".join(map(_identifier_kind if self.hold == "identifier" else _clause_kind, piece))
         return self._drain(final=False)
 
     def finish(self) -> str:
@@ -90,13 +104,13 @@ class Window(Generic[T]):
             try:
                 self._go(out, final=final)
             except Stop as stop:
-                self.stopped, self._pending = stop, ""
+                self.stopped, self._pending, self._kinds = stop, "", ""
         return "".join(out)
 
     def _go(self, out: list[str], *, final: bool) -> None:
         text, at = self._pending, 0
         while at < len(text):
-            end, complete, limit = self._segment(text, at, final=final)
+            end, complete, limit = self._segment(at, final=final)
             if end == at:  # a character that ends segments
                 self._swallowing = False
                 out.append(text[at])
@@ -114,24 +128,46 @@ class Window(Generic[T]):
                 at += used
             else:
                 break
-        self._pending = text[at:]
+        self._pending, self._kinds, self._looked = text[at:], self._kinds[at:], max(0, self._looked - at)
 
     def _pass(self, text: str) -> None:
+        self._looked = 0
         self._context = (self._context + text)[-CONTEXT:]
 
-    def _segment(self, text: str, start: int, *, final: bool) -> tuple[int, bool, int]:
+    def _segment(self, start: int, *, final: bool) -> tuple[int, bool, int]:
         """Return where the segment that starts here ends, whether that is sure, and how long it may be."""
-        if self.blocks and text[start] == "-":
-            if begun := _BLOCK_BEGIN.match(text, start):
-                ended = _BLOCK_END.search(text, begun.end(), start + MAX_BLOCK)
-                return (ended.end(), True, MAX_BLOCK) if ended else (min(len(text), start + MAX_BLOCK), False, MAX_BLOCK)
-            if not final and _MAYBE_BLOCK.match(text, start):
-                return len(text), False, MAX_SEGMENT
-        if self.hold == "sentence":
-            limit = min(len(text), start + MAX_SEGMENT)
-            ended = _SENTENCE_END.search(text, start, limit + 1)
-            return (ended.end(), True, MAX_SEGMENT) if ended and ended.end() <= limit else (limit, False, MAX_SEGMENT)
-        return *_run_end(text, start, _identifier_kind if self.hold == "identifier" else _clause_kind), MAX_SEGMENT
+        text = self._pending
+        if self.blocks and text[start] == "-" and (begun := _BLOCK_BEGIN.match(text, start)):
+            ended = _BLOCK_END.search(text, max(begun.end(), self._looked - _BLOCK_HEAD), start + MAX_BLOCK)
+            self._looked = 0 if ended else len(text)
+            return (ended.end(), True, MAX_BLOCK) if ended else (min(len(text), start + MAX_BLOCK), False, MAX_BLOCK)
+        end, sure = self._sentence(start) if self.hold == "sentence" else self._run(start)
+        if self.blocks and (begun := _BLOCK_BEGIN.search(text, start, end + _BLOCK_HEAD)) and begun.start() < end:
+            return begun.start(), True, MAX_SEGMENT
+        if self.blocks and not final and (maybe := _MAYBE_BLOCK.search(text, max(start, len(text) - _BLOCK_HEAD))):
+            sure = sure and maybe.start() >= end
+            # Until it is known whether a block begins in it, a segment must not be cut.
+            return end, sure, MAX_SEGMENT if maybe.start() >= end else MAX_BLOCK
+        return end, sure, MAX_SEGMENT
+
+    def _sentence(self, start: int) -> tuple[int, bool]:
+        within = self._pending[start : start + MAX_SEGMENT + 1]
+        ended = _SENTENCE_END.search(within)
+        if ended and ended.end() <= MAX_SEGMENT:
+            return start + ended.end(), True
+        return start + min(len(within), MAX_SEGMENT), False
+
+    def _run(self, start: int) -> tuple[int, bool]:
+        """Return where the run that starts here ends, and whether that is known (not just the end of the buffer)."""
+        limit = min(len(self._kinds), start + MAX_SEGMENT)
+        found = _RUN.match(self._kinds, start, limit)
+        if found is None:
+            return start, True
+        if found.end() == limit:
+            return limit, False
+        if found.end() + 1 == limit and _OPEN_RUN.search(self._kinds, start, limit):
+            return limit, False
+        return found.end(), True
 
     def _shown(self, segment: str) -> str:
         if self._swallowing:
@@ -157,44 +193,20 @@ class Window(Generic[T]):
         return self._shown(segment[:cut]), cut
 
 
-def _run_end(text: str, start: int, kind: Callable[[str], str]) -> tuple[int, bool]:
-    """Return where the run that starts here ends, and whether that is known (not just the end of the buffer)."""
-    limit = min(len(text), start + MAX_SEGMENT)
-    at, previous_has_digit = start, False
-    while True:
-        word = at
-        while at < limit and kind(text[at]) == "run":
-            at += 1
-        if at == limit:
-            return at, False
-        if at == start:
-            return at, True
-        has_digit = any(char.isdigit() for char in text[word:at])
-        if kind(text[at]) != "space" or not (has_digit or previous_has_digit):
-            return at, True
-        if at + 1 == limit:
-            return limit, False
-        if kind(text[at + 1]) != "run":
-            return at, True
-        previous_has_digit = has_digit
-        at += 1
-
-
 @functools.lru_cache(maxsize=8192)
 def _identifier_kind(char: str) -> str:
-    """`run`, `space` or `end`: what a character does to a run."""
-    if char in _PLATE:
-        return "run"
+    """Return what a character does to a run: a letter of `_RUN`."""
     folded = normalize(char).text
     if folded == " ":
-        return "space"
-    return "run" if folded == "" or all(_ASCII_RUN.match(c) for c in folded) else "end"
+        return "s"
+    if char in _OTHER_RUN or all(map(_ASCII_RUN.match, folded)):
+        return "d" if char.isdigit() else "r"
+    return "e"
 
 
 @functools.lru_cache(maxsize=8192)
 def _clause_kind(char: str) -> str:
-    if _identifier_kind(char) != "end":
-        return _identifier_kind(char)
-    if char.isspace():
-        return "end"
-    return "run" if char.isascii() or unicodedata.category(char)[0] not in "PS" else "end"
+    kind = _identifier_kind(char)
+    if kind != "e" or char.isspace() or (not char.isascii() and unicodedata.category(char)[0] in "PS"):
+        return kind
+    return "d" if char.isdigit() else "r"
