@@ -147,7 +147,7 @@ def _valid(text: str) -> bool:
     return set(person) == {"name", "age", "city"} and person["city"] in ("Paris", "Tokyo", "Lima") and person["age"] in range(121)
 
 
-BACKENDS = ("xgrammar", "guidance", "outlines", "lm-format-enforcer")
+BACKENDS = ("xgrammar", "guidance", "outlines")
 NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
 FEATURES: dict[str, tuple[Callable[[EngineClient], Awaitable[Figures]], dict[str, dict[str, Any]]]] = {
     "prefix": (shared_prompt, {"off": {"enable_prefix_caching": False}, "on": {"enable_prefix_caching": True}}),

@@ -106,7 +106,7 @@ class SpeculativeConfig(_Strict):
 class StructuredOutputsConfig(_Strict):
     """How answers are held to a JSON schema, a regular expression or a grammar."""
 
-    backend: Literal["auto", "xgrammar", "guidance", "outlines", "lm-format-enforcer"] = Field(
+    backend: Literal["auto", "xgrammar", "guidance", "outlines"] = Field(
         default="auto", description="auto: vLLM chooses for each request"
     )
     disable_any_whitespace: bool = Field(default=False, description="compact JSON; xgrammar and guidance only")

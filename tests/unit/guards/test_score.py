@@ -68,14 +68,14 @@ def test_a_bad_line_is_named(write, line):
 
 
 def test_the_command_prints_one_object_for_each_sort_of_row(write):
-    result = CliRunner().invoke(app, ["eval", str(write(*LABELLED, *MARKED)), "--json"])
+    result = CliRunner().invoke(app, ["eval", "--no-names", str(write(*LABELLED, *MARKED)), "--json"])
 
     injection, pii = (json.loads(line) for line in result.stdout.splitlines())
     assert (injection["n"], pii["n"]) == (3, 2)
 
 
 def test_the_command_shows_tables(write):
-    result = CliRunner().invoke(app, ["eval", str(write(*LABELLED, *MARKED))])
+    result = CliRunner().invoke(app, ["eval", "--no-names", str(write(*LABELLED, *MARKED))])
 
     assert "block recall" in result.stdout
     assert "PERSON" in result.stdout
@@ -83,4 +83,4 @@ def test_the_command_shows_tables(write):
 
 @pytest.mark.parametrize("rows", [["nonsense"], []])
 def test_the_command_fails_on_rows_it_cannot_judge(write, rows):
-    assert CliRunner().invoke(app, ["eval", str(write(*rows)), "--json"]).exit_code == 1
+    assert CliRunner().invoke(app, ["eval", "--no-names", str(write(*rows)), "--json"]).exit_code == 1
