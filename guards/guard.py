@@ -17,6 +17,7 @@ from guards.stream import Hold, Stop, Window
 from guards.thresholds import THRESHOLDS
 
 if TYPE_CHECKING:
+    from guards.injection import Verdict
     from guards.policy import Policy
     from guards.thresholds import Source
 
@@ -89,6 +90,7 @@ class Guard:
     vault: Vault = field(default_factory=Vault)
     seconds: float = 0.0
     """The time spent looking."""
+    _verdicts: dict[tuple[Source, str], Verdict] = field(default_factory=dict)
 
     @property
     def looks_at_input(self) -> bool:
@@ -153,9 +155,8 @@ class Guard:
         hold: Hold = "clause" if entities & _CLAUSES else "identifier"
         if entities & _SENTENCE_ENTITIES or any(isinstance(check, NamesCheck) for check in wanted):
             hold = "sentence"
-        escapes = stage != "output" and self._reversible
         return Window(
-            lambda text, context: self._values(stage, wanted, text, context, escapes=escapes),
+            lambda text, context: self._values(stage, wanted, text, context),
             lambda value, text: self._replaced(stage, value, text),
             hold=hold,
             blocks=bool(entities & BLOCK_ENTITIES),
@@ -223,8 +224,8 @@ class Guard:
         return finding
 
     def run(self, stage: Stage, check: Check, look: Callable[[], Any]) -> Any:
-        """Return what a look returns, None where it failed and the policy lets that pass; raises GuardFailure."""
-        return self._run(stage, check, look)
+        """Return what a short look returns, None where it failed and the policy lets that pass; raises GuardFailure."""
+        return self._run(stage, check, look, here=True)
 
     @property
     def _reversible(self) -> bool:
@@ -268,7 +269,10 @@ class Guard:
     def _attack(self, stage: Stage, check: InjectionCheck, text: str) -> tuple[str, str]:
         """Return the action taken and the rule behind it, both empty where there was nothing; raises Blocked."""
         source = _SOURCES[stage]
-        verdict = self._run(stage, check, lambda: self.detectors.injection(text, source))
+        # Two checks may look at one text, one to flag and one to block.
+        verdict = self._verdicts.get((source, text)) or self._run(stage, check, lambda: self.detectors.injection(text, source))
+        if verdict is not None:
+            self._verdicts[source, text] = verdict
         known = THRESHOLDS[source]
         threshold = check.threshold if check.threshold is not None else known.flag if check.action == "flag" else known.block
         if verdict is None or verdict.score < threshold:
@@ -281,10 +285,13 @@ class Guard:
         return ("", "") if check.shadow else (action, verdict.rule)
 
     def _hide(self, stage: Stage, checks: Sequence[Check], text: str) -> str:
-        window = self.hold(stage, checks)
-        shown = window.feed(text) + window.finish()
-        if window.stopped is not None:
-            raise window.stopped
+        # A whole text needs no window: it is searched at once, which is faster, and sees more of what stands around a value.
+        wanted = [check for check in checks if isinstance(check, ValueCheck)]
+        out, at = [], 0
+        for value in self._values(stage, wanted, text, "", escapes=self._reversible):
+            out += [text[at : value.start], self._replaced(stage, value, text[value.start : value.end])]
+            at = value.end
+        shown = "".join([*out, text[at:]])
         for check in checks:
             if isinstance(check, ModerationCheck) and check.action == "mask":
                 hits = self._run(stage, check, lambda c=check, t=shown: self.detectors.moderation(self.policy, c).find(t)) or ()
@@ -295,7 +302,7 @@ class Guard:
         return shown
 
     def _values(
-        self, stage: Stage, checks: Iterable[ValueCheck], text: str, context: str, *, escapes: bool
+        self, stage: Stage, checks: Iterable[ValueCheck], text: str, context: str, *, escapes: bool = False
     ) -> list[Value]:  # fmt: skip
         found: list[tuple[int, int, ValueCheck | None, str]] = []
         if escapes:
@@ -328,13 +335,19 @@ class Guard:
     def _run(self, stage: Stage, check: Check, look: Callable[[], Any], *, here: bool = False) -> Any:
         started = time.perf_counter()
         try:
-            return look() if here else self.detectors.in_time(check.deadline_ms / 1000, look)
+            if not here:
+                return self.detectors.in_time(check.deadline_ms / 1000, look)
+            found = look()
+            if time.perf_counter() - started > check.deadline_ms / 1000:
+                raise TimeoutError  # noqa: TRY301  one way for all failures
         except Exception as error:
             if check.on_failure == "open":
                 self.note(stage, check, type(error).__name__, "failed")
                 return None
             msg = f"{check.id} failed at {stage}: {type(error).__name__}"
             raise GuardFailure(msg) from error
+        else:
+            return found
         finally:
             self.seconds += time.perf_counter() - started
 

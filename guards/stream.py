@@ -84,14 +84,19 @@ class Window(Generic[T]):
     _context: str = ""
     _swallowing: bool = False
     _kinds: str = ""
+    _last: str = ""
     _looked: int = 0
     """How far the end of a block was looked for."""
 
     def feed(self, piece: str) -> str:
         """Return what may be shown so far."""
         self._pending += piece
-        if self.hold != "sentence":
-            self._kinds += "".join(map(_identifier_kind if self.hold == "identifier" else _clause_kind, piece))
+        if self.hold == "identifier":
+            self._kinds += "".join(map(_identifier_kind, piece))
+        elif self.hold == "clause":
+            before = [self._last, *piece]
+            self._kinds += "".join("e" if _ends_clause(a, b) else _clause_kind(b) for a, b in zip(before, piece, strict=False))
+            self._last = piece[-1:] or self._last
         return self._drain(final=False)
 
     def finish(self) -> str:
@@ -202,6 +207,11 @@ def _identifier_kind(char: str) -> str:
     if char in _OTHER_RUN or all(map(_ASCII_RUN.match, folded)):
         return "d" if char.isdigit() else "r"
     return "e"
+
+
+def _ends_clause(before: str, char: str) -> bool:
+    """Whether an ASCII mark stands where Chinese has its own; elsewhere it may be part of a password."""
+    return char in ",;!?" and "\u3400" <= before <= "\u9fff"
 
 
 @functools.lru_cache(maxsize=8192)
