@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from guards.judge import read_object
 from guards.normalize import normalize
 from guards.polarity import contradicts
 from guards.quantities import Quantity, find_quantities, occurs
@@ -262,12 +263,7 @@ def judge_messages(answer: str, passages: Sequence[str]) -> list[dict[str, str]]
 
 def read_judgement(text: str) -> Judgement:
     """Read the judge's reply, in a code fence or not; raises ValueError where it is not the JSON that was asked for."""
-    found = re.fullmatch(r"\s*(?:```(?:json)?)?\s*(\{.*\})\s*(?:```)?\s*", text, re.DOTALL)
-    try:
-        verdict: Any = json.loads(found[1] if found else text)
-    except json.JSONDecodeError as error:
-        msg = "the judge's reply is not JSON"
-        raise ValueError(msg) from error
+    verdict: Any = read_object(text)
     if not isinstance(verdict, dict) or set(verdict) != {"supported", "unsupported"}:
         raise ValueError("the judge's reply must have `supported` and `unsupported` and nothing else")
     supported, sentences = verdict["supported"], verdict["unsupported"]

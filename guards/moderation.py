@@ -21,6 +21,7 @@ from typing import Any
 
 from ahocorasick_rs import AhoCorasick
 
+from guards.judge import read_object
 from guards.normalize import normalize
 
 DEFAULT_LISTS = tuple(sorted((Path(__file__).parent / "wordlists").glob("*.txt")))
@@ -206,12 +207,7 @@ def judge_messages(text: str, categories: Sequence[str]) -> list[dict[str, str]]
 
 def read_verdict(text: str, categories: Sequence[str]) -> str | None:
     """Return the category a judge named, None for none; raises ValueError where its reply is not what was asked for."""
-    fenced = re.fullmatch(r"\s*(?:```(?:json)?)?\s*(\{.*\})\s*(?:```)?\s*", text, re.DOTALL)
-    try:
-        verdict: Any = json.loads(fenced[1] if fenced else text)
-    except json.JSONDecodeError as error:
-        msg = "the judge's reply is not JSON"
-        raise ValueError(msg) from error
+    verdict: Any = read_object(text)
     if not isinstance(verdict, dict) or set(verdict) != {"category"} or verdict["category"] not in (None, *categories):
         raise ValueError("the judge's reply must name one of the categories or null, and nothing else")
     return verdict["category"]
