@@ -1,21 +1,26 @@
-"""The shipped classifier: hashed n-grams of characters and words, one linear head each for Chinese and for other text.
+"""The shipped classifier: n-grams of characters and words, and concepts; one linear head each for Chinese and for other text.
 
-Each n-gram falls into one of 2^18 buckets; a bucket's `gain` says how telling it is (a naive Bayes log-ratio, after Wang
-and Manning 2012), and the head's `weight` how it speaks for an attack. Features are log counts times gain, scaled to unit
-length. numpy only: no Python loop runs over n-grams.
+Each feature falls into one of 2^18 buckets; a bucket's `gain` says how telling it is (a naive Bayes log-ratio, after Wang
+and Manning 2012), and its `weight` how it speaks for an attack. Values are log counts times gain, scaled to unit length for
+n-grams and concepts apart, so that a thousand n-grams do not drown ten concepts. numpy only: no Python loop runs over n-grams.
 """
 
 from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from guards.concepts import load_lexicon
+
 BITS = 18
+KINDS = ("ngrams", "concepts")
 MAX_CHARS = 8000  # what is longer is to be read in windows
 _LONGEST_GRAM = 5
 _LONGEST_WORD = 64
@@ -32,21 +37,33 @@ class ClassifierError(ValueError):
 
 
 @dataclass(frozen=True)
-class Head:
-    """`gain` and `weight` by bucket, float16[2^18]; `slope` and `shift` bring a raw value to the scale of the rules."""
+class Block:
+    """One kind of feature: `gain` and `weight` by bucket, float16[2^18]."""
 
     gain: NDArray[np.float16]
     weight: NDArray[np.float16]
+
+    def value(self, buckets: NDArray[np.int64]) -> float:
+        """Return what the features of a text, one bucket each, say together: more than 0 speaks for an attack."""
+        buckets, counts = np.unique(buckets, return_counts=True)
+        features = (1 + np.log(counts)) * self.gain[buckets].astype(np.float64)
+        length = float(np.sqrt(features @ features))
+        return float(features @ self.weight[buckets].astype(np.float64)) / length if length else 0.0
+
+
+@dataclass(frozen=True)
+class Head:
+    """Two blocks and a bias; `slope` and `shift` bring a raw value to the scale of the rules."""
+
+    ngrams: Block
+    concepts: Block
     bias: float
     slope: float
     shift: float
 
     def raw(self, text: str) -> float:
         """Return the uncalibrated value of a folded text; above 0 is more like an attack."""
-        buckets, counts = np.unique(ngrams(text), return_counts=True)
-        features = (1 + np.log(counts)) * self.gain[buckets].astype(np.float64)
-        length = float(np.sqrt(features @ features))
-        return float(features @ self.weight[buckets].astype(np.float64)) / length + self.bias if length else self.bias
+        return self.ngrams.value(ngrams(text)) + self.concepts.value(load_lexicon().grams(text)) + self.bias
 
     def score(self, text: str) -> float:
         """Return the calibrated score of a folded text, 0 to 1."""
@@ -76,19 +93,23 @@ def load_classifier(path: Path = _SHIPPED) -> Classifier:
     """Read a file of weights, once; raises ClassifierError."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return Classifier(_head(arrays["zh_gain"], arrays["zh_weight"], arrays["zh_scale"]),
-                              _head(arrays["en_gain"], arrays["en_weight"], arrays["en_scale"]))  # fmt: skip
+            return Classifier(_head(arrays, "zh"), _head(arrays, "en"))
     except (OSError, KeyError, ValueError) as error:
         msg = f"{path} holds no usable weights: {error}; train them with `python -m guards.train_classifier`"
         raise ClassifierError(msg) from error
 
 
-def _head(gain: NDArray[np.float16], weight: NDArray[np.float16], scale: NDArray[np.float64]) -> Head:
+def _head(arrays: Mapping[str, NDArray[Any]], name: str) -> Head:
+    grams, concepts = (_block(arrays[f"{name}_{kind}_gain"], arrays[f"{name}_{kind}_weight"]) for kind in KINDS)
+    bias, slope, shift = (float(value) for value in arrays[f"{name}_scale"])
+    return Head(grams, concepts, bias, slope, shift)
+
+
+def _block(gain: NDArray[np.float16], weight: NDArray[np.float16]) -> Block:
     if gain.shape != (2**BITS,) or weight.shape != (2**BITS,):
         msg = f"arrays of shape {gain.shape} and {weight.shape}, expected ({2**BITS},)"
         raise ValueError(msg)
-    bias, slope, shift = (float(value) for value in scale)
-    return Head(gain, weight, bias, slope, shift)
+    return Block(gain, weight)
 
 
 def ngrams(text: str) -> NDArray[np.int64]:

@@ -68,7 +68,7 @@ def _generate(grammar: Grammar, harmless: Mapping[Language, Sequence[str]], chan
             yield Made(grammar.make(f"benign_{language}", chance), 0)
     for _ in range(_PLANTED):
         document = grammar.make(chance.choice(["mail", "mail", "table", "paragraph"]), chance)
-        yield Made(_planted(document, grammar.make("planted_en", chance), chance), 1)
+        yield Made(_planted(document, grammar.make("planted_more", chance), chance), 1)
     for language in ("en", "zh"):
         rows = harmless[language]
         hijack = "hijack_en" if language == "en" else "劫持"

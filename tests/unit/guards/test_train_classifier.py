@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from guards.thresholds import BLOCK, FLAG
-from guards.train_classifier import read_rows, scale
+from guards.train_classifier import fold, read_rows, scale
 
 
 @pytest.fixture
@@ -27,12 +27,14 @@ def test_rows_with_closed_licences_train_nothing(write):
     assert [row.trains for row in rows] == [True, False, False]
 
 
-def test_texts_with_one_beginning_stay_together(write):
+def test_texts_with_one_beginning_stay_together():
     start = "The same forty characters begin both of these, and "
 
-    rows = read_rows(write({"text": start + "one", "licence": "MIT"}, {"text": start.upper() + "2", "licence": "MIT"}), dev=True)
+    assert all(fold(start + "one", seed) == fold(start.replace(" ", "  ") + "2", seed) for seed in range(9))
 
-    assert rows[0].fold == rows[1].fold
+
+def test_another_seed_makes_other_folds():
+    assert len({fold("one text", seed) for seed in range(30)}) == 5
 
 
 def test_a_line_separator_inside_a_text_ends_no_row(write):
@@ -45,11 +47,17 @@ def test_a_bad_row_is_named(write):
 
 
 def test_the_scale_lets_few_harmless_texts_over_the_thresholds():
-    chance = np.random.default_rng(0)
-    values, labels = np.concatenate([chance.normal(0, 1, 1000), chance.normal(3, 1, 100)]), np.repeat([0, 1], [1000, 100])
+    values = np.random.default_rng(0).normal(0, 1, 1000)
 
-    slope, shift = scale(values, labels)
+    slope, shift = scale(values, np.ones(1000))
 
-    scores = 1 / (1 + np.exp(-(slope * values[:1000] + shift)))
+    scores = 1 / (1 + np.exp(-(slope * values + shift)))
     assert (scores >= BLOCK).mean() <= 0.01
     assert 0.02 < (scores >= FLAG).mean() <= 0.05
+
+
+def test_the_scale_counts_a_text_as_often_as_it_stands_for():
+    values = np.linspace(0, 1, 1000)
+    low, high = scale(values, np.linspace(2, 0.01, 1000)), scale(values, np.linspace(0.01, 2, 1000))
+
+    assert -high[1] / high[0] > -low[1] / low[0]
