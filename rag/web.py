@@ -54,7 +54,9 @@ class Web:
             return asyncio.run(self._fetch(URL(url)))
         except TimeoutError as error:
             raise Unreadable(f"not fetched within {self.seconds:g} s") from error
-        except (ClientError, OSError) as error:
+        except Unreadable:
+            raise
+        except (ClientError, OSError, ValueError) as error:  # ValueError: a URL that is none
             raise Unreadable(f"not fetched: {type(error).__name__}: {error}") from error
 
     def refusal(self, url: URL) -> str | None:

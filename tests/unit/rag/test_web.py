@@ -16,7 +16,7 @@ class Handler(BaseHTTPRequestHandler):
         port = self.server.server_address[1]
         where = {
             "/away": "http://example.org/", "/by-name": f"http://localhost:{port}/page", "/on": "/page",
-            "/round": "/round", "/file": "file:///etc/passwd",
+            "/round": "/round", "/file": "file:///etc/passwd", "/odd": "http://[bad",
         }.get(self.path)  # fmt: skip
         self.send_response(302 if where else 404 if self.path == "/none" else 200)
         if where:
@@ -58,6 +58,7 @@ def test_a_page_and_a_redirect_within_the_list(server, path):
         ("/away", "host example.org .* is not in allow_hosts"),
         ("/file", "is no http or https URL"),
         ("/round", "redirected more than"),
+        ("/odd", "not fetched: ValueError"),
         ("/none", "answers 404"),
         ("/big", "over 0 MiB"),
     ],
