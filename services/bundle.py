@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -30,6 +31,7 @@ from services.target import Target, find_device, find_target
 AdapterReference = Annotated[str, Field(pattern=REFERENCE)]
 Share = Annotated[float, Field(gt=0, description="share of the requests, relative to the others'")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+_WEB = ("http://", "https://")
 SOURCE = r"^(pypi:[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+|hf:[\w.-]+/[\w.-]+@[0-9a-f]{40}|path:.+)$"
 
 
@@ -269,12 +271,46 @@ class Embedder(_Strict):
 class Collection(_Strict):
     """Documents that routes may answer from."""
 
-    path: Path = Field(description="folder of Markdown, text, HTML and PDF files")
+    path: Path | None = Field(
+        default=None, description="a folder or a file: Markdown, text, HTML, PDF, DOCX, CSV, TSV, JSONL (a document a line)"
+    )
+    sources: tuple[str, ...] = Field(default=(), description="instead of path: several folders, files, and URLs")
+    allow_hosts: tuple[str, ...] = Field(
+        default=(),
+        description="hosts that URLs and their redirects may ask: names (also *.example.com), name:port, addresses, networks; "
+        "a private address must be named as such",
+    )
+    labels: tuple[str, ...] = Field(default=(), description="access labels of documents that bring none of their own")
+    policy: Name | None = Field(default=None, description="guard policy whose checks of passages every chunk must pass")
     chunk_characters: int = Field(default=900, ge=100, le=8000, description="longest chunk, in characters")
     top_k: int = Field(default=4, ge=1, le=50, description="passages that reach the prompt")
     dense_weight: float = Field(default=0.6, ge=0, le=1, description="share of the dense score; the rest is BM25's")
     min_score: float = Field(default=0.0, ge=0, le=1, description="fused score below which a passage is left out")
     max_context_characters: int = Field(default=4000, ge=200, description="passages are cut off at this many characters in sum")
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Paths and URLs of the documents."""
+        return self.sources or (str(self.path),)
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The URLs among the places."""
+        return tuple(place for place in self.places if place.startswith(_WEB))
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.path is None) == (not self.sources):
+            raise ValueError("needs either path (one folder or file) or sources (a list of folders, files and URLs)")
+        if str(self.path).startswith(("http:", "https:")):
+            raise ValueError("a URL belongs into sources, and its host into allow_hosts")
+        if len(set(self.sources)) < len(self.sources):
+            raise ValueError("a source stands twice in sources; keep one")
+        for url in self.urls:
+            parts = urlsplit(url)
+            if not parts.hostname or parts.username is not None:
+                raise ValueError(f"{url} is no URL that can be fetched; it needs a host, and no name or password")
+        return self
 
 
 class Route(_Strict):
@@ -382,7 +418,7 @@ def load_bundle(path: Path, *, packed: bool = False, target: Target | None = Non
         problems = _duplicates(node, ()) + [_explain(item) for item in error.errors()]
         raise BundleError(_located(path, node, problems)) from error
     loaded = LoadedBundle(root=path.resolve().parent, bundle=bundle, prompts={}, policies={})
-    problems += _check_names(bundle) + _check_rules(bundle) + _check_recipe(bundle, target)
+    problems += _check_names(bundle) + _check_rules(bundle) + _check_collections(bundle) + _check_recipe(bundle, target)
     loaded, found = _read_files(loaded)
     problems += found
     if not packed:
@@ -521,12 +557,11 @@ def _check_folders(loaded: LoadedBundle) -> list[Problem]:
         except AdapterError as error:
             problems.append(Problem(("adapters", name, "path"), str(error)))
     for name, collection in bundle.collections.items():
-        folder = loaded.root / collection.path
-        if not folder.is_dir():
-            message = f"{folder} is not a folder; make it or correct the path"
-            problems.append(Problem(("collections", name, "path"), message))
-        elif not any(item.is_file() for item in folder.rglob("*")):
-            problems.append(Problem(("collections", name, "path"), f"{folder} holds no files; put documents into it"))
+        for place in collection.places:
+            where = ("collections", name, "sources" if collection.sources else "path")
+            message = None if place in collection.urls else _check_place(loaded.root / place)
+            if message is not None:
+                problems.append(Problem(where, message))
     if bundle.model.quantization.calibration is not None:
         message = check_calibration(loaded.root / bundle.model.quantization.calibration)
         if message is not None:
@@ -536,6 +571,25 @@ def _check_folders(loaded: LoadedBundle) -> list[Problem]:
         if not (folder / "config.json").is_file():
             message = f"{folder} holds no config.json; a path: source is a folder in transformers' format"
             problems.append(Problem(("model", "source"), message))
+    return problems
+
+
+def _check_place(path: Path) -> str | None:
+    if path.is_dir():
+        return None if any(item.is_file() for item in path.rglob("*")) else f"{path} holds no files; put documents into it"
+    return None if path.is_file() else f"{path} is neither a folder nor a file; make it or correct the path"
+
+
+def _check_collections(bundle: Bundle) -> list[Problem]:
+    problems: list[Problem] = []
+    for name, entry in bundle.collections.items():
+        if entry.policy is not None and entry.policy not in bundle.policies:
+            known = ", ".join(sorted(bundle.policies))
+            problems.append(Problem(("collections", name, "policy"), f"no policy named {entry.policy!r}; there is: {known}"))
+        if entry.urls and not entry.allow_hosts:
+            hosts = ", ".join(sorted({urlsplit(url).netloc for url in entry.urls}))
+            message = f"URLs are fetched from allow_hosts only; add allow_hosts: [{hosts}] if they are to be trusted"
+            problems.append(Problem(("collections", name, "sources"), message))
     return problems
 
 

@@ -6,12 +6,13 @@ Each tag is a function of its inputs, so what is there already is left alone: pa
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from adapters.gate import BaseModel, check_adapter
 from adapters.manifest import AdapterError, digest_files
@@ -21,12 +22,17 @@ from models.source import fetch_spacy
 from services.bundle import LoadedBundle
 from services.engine import missing_libraries, usable_cores, vllm_arguments, vllm_environment
 from services.engine_process import engine_process, free_port
+from services.errors import GuardUnavailable
 from services.lock import Lock, LockError, adapter_tag
 from services.recipes import RECIPES, refusal
 from services.settings import ROOT, load_settings
 from services.slots import smoke
-from services.store import is_stored, store, stored_path
+from services.store import is_stored, store, stored_path, stored_versions
 from services.target import find_device, find_target
+
+if TYPE_CHECKING:
+    from rag.report import Report
+    from rag.survey import Place
 
 
 class Progress(Protocol):
@@ -144,24 +150,88 @@ async def try_adapters(loaded: LoadedBundle, model: str, folders: Mapping[str, P
 
 
 def pack_index(loaded: LoadedBundle, name: str, progress: Progress) -> str:
-    """Build a collection's index unless the store has it; return its tag."""
+    """Build a collection's index unless the store has it, and note what became of the documents; return its tag."""
+    tag, report = ingest(loaded, name, progress)
+    for line in report.lines():
+        progress.note(f"collection {name}: {line}")
+    return tag
+
+
+def ingest(loaded: LoadedBundle, name: str, progress: Progress) -> tuple[str, Report]:
+    """Bring a collection's index into the store; return its tag and what became of the documents.
+
+    The newest index of the collection lends what did not change. Raises UnusableIndex, GuardUnavailable.
+    """
     from rag.embedding import MultilingualE5
-    from rag.index import build_index, index_digest
+    from rag.index import Recipe, build_index, index_digest, unchanged_report
 
     bundle, entry = loaded.bundle, loaded.bundle.collections[name]
-    documents = loaded.root / entry.path
-    tag = f"{bundle.name}-index-{name}:{index_digest(documents, entry.chunk_characters, bundle.embedder.name)}"
+    progress.step(f"collection {name}: looking at the documents")
+    survey = documents_of(loaded, name).survey()
+    version, check = _passage_check(loaded, entry.policy, progress)
+    recipe = Recipe(entry.chunk_characters, bundle.embedder.name, version)
+    stored = f"{bundle.name}-index-{name}"
+    digest = index_digest(survey, recipe)
+    tag = f"{stored}:{digest}"
+    if is_stored(tag):
+        progress.note(f"collection {name}: {tag} is in the store")
+        return tag, unchanged_report(survey, stored_path(tag))
+    versions = stored_versions(stored)
+    scratch = load_settings().cache_dir / "ingest" / stored
+    reports: list[Report] = []
 
     def fill(folder: Path) -> None:
-        report = build_index(
-            documents, folder, chunk_characters=entry.chunk_characters, embedder=bundle.embedder.name,
-            embeddings=MultilingualE5(), progress=progress.advance,
+        reports.append(
+            build_index(
+                survey, folder, recipe, embeddings=MultilingualE5(), check=check, scratch=scratch / digest,
+                earlier=stored_path(f"{stored}:{versions[-1][0]}") if versions else None, progress=progress.advance,
+            )
         )  # fmt: skip
-        progress.note(f"collection {name}: read {len(report.read)} files")
-        for file, reason in report.refused.items():
-            progress.note(f"collection {name}: refused {file}: {reason}")
 
-    return _ensure(tag, f"collection {name}", fill, {"embedder": bundle.embedder.name}, progress)
+    _ensure(tag, f"collection {name}", fill, {"embedder": bundle.embedder.name}, progress)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return tag, reports[0]
+
+
+def documents_of(loaded: LoadedBundle, name: str) -> Place:
+    """Return where a collection's documents are."""
+    from rag.survey import Place
+
+    entry = loaded.bundle.collections[name]
+    return Place(loaded.root, entry.places, entry.labels, entry.allow_hosts)
+
+
+def _passage_check(loaded: LoadedBundle, policy: str | None, progress: Progress) -> tuple[str, Callable[[str], str | None]]:
+    """Return a version and a function that reviews a chunk under a policy, or lets everything pass where there is none."""
+    if policy is None:
+        return "", lambda text: text
+    from guards.detectors import Detectors
+    from guards.guard import Guard, GuardFailure
+    from guards.names import open_names
+    from guards.onnx_classifier import OnnxClassifier
+
+    rules = loaded.policies[policy]
+    detectors = {check.detector for check in rules.content.passages}
+    names = pack_names(loaded, progress) if "names" in detectors else None
+    injection = pack_injection_model(loaded, progress) if "injection" in detectors else None
+    key = load_settings().guard_key
+    kit = Detectors(
+        open_names(stored_path(names)).find if names else None,
+        OnnxClassifier(stored_path(injection)).score if injection else None,
+        # Hashes are the same in every index of a policy also where no key is set.
+        key.get_secret_value().encode() if key else rules.version.encode(),
+    )
+
+    def check(text: str) -> str | None:
+        try:
+            return Guard(rules, kit).review_passage(text)
+        except GuardFailure as error:
+            raise GuardUnavailable(f"policy {rules.label} could not look at every chunk: {error}") from error
+
+    versions = [tag.rpartition(":")[2] for tag in (names, injection) if tag]
+    # A key makes other hashes; the index must not seem the same.
+    keyed = [hashlib.sha256(kit.key).hexdigest()[:8]] if key else []
+    return "+".join([rules.label, *versions, *keyed]), check
 
 
 def pack_names(loaded: LoadedBundle, progress: Progress) -> str | None:

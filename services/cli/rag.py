@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli.console import Bar, BundleOption, JsonOption, fail, load, out, reported, write_lock
+from services.cli.console import Bar, BundleOption, JsonOption, err, fail, load, out, reported, write_lock
 from services.settings import load_settings
 
 if TYPE_CHECKING:
@@ -19,21 +19,31 @@ app = typer.Typer(help="Documents: ingest a collection, search it.", no_args_is_
 
 @app.command("ingest")
 def rag_ingest(
-    collection: Annotated[str, typer.Argument(help="Name of the collection in bundle.yaml.")], bundle: BundleOption = None
+    collection: Annotated[str, typer.Argument(help="Name of the collection in bundle.yaml.")],
+    bundle: BundleOption = None,
+    as_json: JsonOption = False,  # noqa: FBT002  typer's way
 ) -> None:
-    """Read a collection's folder (Markdown, text, HTML, PDF) into an index in the model store, and note it in bundle.lock."""
+    """Read a collection's documents into an index in the model store, and note it in bundle.lock.
+
+    Only what is new or changed is read and embedded. Prints what became of every document.
+    """
     loaded = load(bundle)
     _known_collection(loaded, collection)
     from services.lock import read_lock
-    from services.packing import pack_index
+    from services.packing import ingest
 
     path = (bundle or load_settings().bundle).with_suffix(".lock")
     with reported(), Bar() as bar:
-        tag = pack_index(loaded, collection, bar)
+        tag, report = ingest(loaded, collection, bar)
         if path.is_file():
             lock = read_lock(path)
             lock = lock.model_copy(update={"indexes": {**lock.indexes, collection: tag}})
-            write_lock(lock, bundle)
+            lock.write(path) if as_json else write_lock(lock, bundle)
+    if as_json:
+        sys.stdout.write(json.dumps({"tag": tag, "collection": collection, **report.as_dict()}, ensure_ascii=False) + "\n")
+        return
+    for line in report.lines():
+        err.print(line, markup=False)
     out.print(tag, markup=False)
 
 

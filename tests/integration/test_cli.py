@@ -82,6 +82,10 @@ def test_a_collection_is_ingested_once_and_searched(ekiben, tmp_path):
     found = ekiben("rag", "search", "docs", "When does the shop open?", "--json", "--bundle", bundle)
     assert [s["source"] for s in json.loads(found.stdout)] == ["a.md"]
     assert ekiben("rag", "ingest", "none", "--bundle", bundle).returncode == 1
+    (tmp_path / "docs" / "b.md").write_text("# Café\nCoffee is served all day.\n")
+    more = json.loads(ekiben("rag", "ingest", "docs", "--json", "--bundle", bundle).stdout)
+    assert (more["new"], more["unchanged"], more["embedded"], more["kept"]) == (["b.md"], ["a.md"], 1, 1)
+    assert more["tag"] == json.loads((tmp_path / "bundle.lock").read_text())["indexes"]["docs"]
 
 
 def test_guard_scan(ekiben):

@@ -8,7 +8,9 @@ import pytest
 
 from rag.chain import Collection
 from rag.embedding import MultilingualE5
-from rag.index import LanceStore, UnusableIndex, build_index, index_digest
+from rag.index import Recipe, UnusableIndex, build_index
+from rag.survey import Place
+from rag.vectors import LanceStore
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ROOT / "rag" / "documents"
@@ -17,7 +19,8 @@ DOCUMENTS = ROOT / "rag" / "documents"
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):
     target = tmp_path_factory.mktemp("index")
-    report = build_index(DOCUMENTS, target, chunk_characters=400, embedder="multilingual-e5-small", embeddings=MultilingualE5())
+    survey = Place(DOCUMENTS.parent, (DOCUMENTS.name,)).survey()
+    report = build_index(survey, target, Recipe(400, "multilingual-e5-small"), embeddings=MultilingualE5())
     assert sorted(report.read) == ["luggage.txt", "on-board.html", "stations.pdf", "tickets.md", "退票与改签.md"]
     assert report.refused == {}
     return target
@@ -79,23 +82,6 @@ def test_another_embedding_model_is_refused(index):
             min_score=0,
             max_context_characters=200,
         )
-
-
-def test_a_folder_without_a_readable_document_is_refused(tmp_path):
-    (tmp_path / "a.bin").write_bytes(b"x")
-    (tmp_path / "out").mkdir()
-    with pytest.raises(UnusableIndex, match=r"a\.bin: ValueError: unknown kind"):
-        build_index(tmp_path, tmp_path / "out", chunk_characters=500, embedder="e", embeddings=MultilingualE5())
-
-
-def test_the_digest_follows_documents_and_settings(tmp_path):
-    (tmp_path / "a.md").write_text("one")
-    first = index_digest(tmp_path, 900, "e")
-
-    assert index_digest(tmp_path, 900, "e") == first
-    assert index_digest(tmp_path, 800, "e") != first
-    (tmp_path / "a.md").write_text("two")
-    assert index_digest(tmp_path, 900, "e") != first
 
 
 def test_the_store_replaces_and_deletes_by_id(tmp_path):
