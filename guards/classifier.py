@@ -28,6 +28,10 @@ _SHIPPED = Path(__file__).parent / "classifier" / "weights.npz"
 _SPACE = re.compile(r"\s+")
 _HAN = re.compile(r"[\u3400-\u9fff]")
 _HAN_SHARE = 0.1
+_ADDRESS = re.compile(r"(?:https?://|www\.)[^\s\u3000-\u9fff]+|[\w.+-]+@[\w-]+(?:\.[\w-]+)+|\+?\d[\d\s().-]{5,}\d", re.ASCII)
+_LETTER = re.compile(r"[^\W\d_\u3400-\u9fff]")
+_HAN_LETTERS = 3  # of a Latin word are worth one Han character
+_ENOUGH_LETTERS = 20  # with fewer nothing much is said, and a score is worth less
 
 _MULTIPLIERS = np.random.default_rng(7).integers(1, 2**63, size=_LONGEST_WORD, dtype=np.uint64) | np.uint64(1)
 
@@ -62,11 +66,11 @@ class Head:
     shift: float
 
     def raw(self, text: str) -> float:
-        """Return the uncalibrated value of a folded text; above 0 is more like an attack."""
+        """Return the uncalibrated value of a bare text; above 0 is more like an attack."""
         return self.ngrams.value(ngrams(text)) + self.concepts.value(load_lexicon().grams(text)) + self.bias
 
     def score(self, text: str) -> float:
-        """Return the calibrated score of a folded text, 0 to 1."""
+        """Return the calibrated score of a bare text, 0 to 1."""
         return float(1 / (1 + np.exp(-(self.slope * self.raw(text) + self.shift))))
 
 
@@ -79,8 +83,14 @@ class Classifier:
 
     def score(self, text: str) -> float:
         """Return how much a folded text (see `guards.views`) looks like an attack, 0 to 1; reads its first 8,000 characters."""
-        text = text[:MAX_CHARS]
-        return (self.chinese if is_chinese(text) else self.other).score(text)
+        text = bare(text[:MAX_CHARS])
+        said = len(_LETTER.findall(text)) + _HAN_LETTERS * len(_HAN.findall(text))
+        return min(1.0, said / _ENOUGH_LETTERS) * (self.chinese if is_chinese(text) else self.other).score(text)
+
+
+def bare(text: str) -> str:
+    """Return a text without addresses of the net and long numbers: they are no words, and corpora differ in them."""
+    return _ADDRESS.sub(" ", text)
 
 
 def is_chinese(text: str) -> bool:

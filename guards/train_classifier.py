@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guards.classifier import BITS, KINDS, is_chinese, ngrams
+from guards.classifier import BITS, KINDS, bare, is_chinese, ngrams
 from guards.concepts import load_lexicon
 from guards.injection import scan
 from guards.synthetic import Grammar, synthesize
@@ -31,7 +31,8 @@ FOLDS = 5
 SEEDS = (0, 1, 2)  # of the folds that set the scale
 DEV_WEIGHT, MADE_WEIGHT = 12.0, 0.25
 STRENGTH, TOLERANCE = 30.0, 0.01  # inverse of the regularisation; where the solver stops: a hundredth of it changes no figure
-BLOCKED, FLAGGED = 0.005, 0.04  # shares of harmless texts allowed above the two thresholds: below the aims, as a margin
+# Shares of harmless texts allowed above the block and the flag threshold, by language: below the aims of 1% and 5%, as a margin.
+ALLOWED = {"en": (0.008, 0.046), "zh": (0.004, 0.034)}
 MADE = "synthetic"
 _HERE = Path(__file__).parent / "classifier"
 _CLOSED = re.compile("evaluation only|unstated")
@@ -57,7 +58,7 @@ def read_rows(path: Path, *, dev: bool) -> list[Row]:
     for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
         try:
             row = json.loads(line)
-            text, licence = read_folded(row["text"]), row["licence"]
+            text, licence = bare(read_folded(row["text"])), row["licence"]
             opened = not _CLOSED.search(licence)
             weight = DEV_WEIGHT if dev else 1.0
             rule = scan(row["text"]).score if dev else 0.0
@@ -74,7 +75,7 @@ def made_rows(rows: list[Row], grammar: Path) -> list[Row]:
     chinese = {text: is_chinese(text) for text in base}
     harmless: dict[Any, list[str]] = {"zh": [t for t in base if chinese[t]], "en": [t for t in base if not chinese[t]]}
     made = synthesize(Grammar.read(grammar), harmless)
-    return [Row(read_folded(m.text), m.label, MADE, "own", MADE_WEIGHT, trains=True, dev=False) for m in made]
+    return [Row(bare(read_folded(m.text)), m.label, MADE, "own", MADE_WEIGHT, trains=True, dev=False) for m in made]
 
 
 @dataclass(frozen=True)
@@ -144,14 +145,14 @@ class Bench:
         return self.raw(self.fit(~kin), self.dev & (self.sources == source))
 
 
-def scale(harmless: NDArray[np.float64], counts: NDArray[np.float64]) -> tuple[float, float]:
+def scale(harmless: NDArray[np.float64], counts: NDArray[np.float64], allowed: tuple[float, float]) -> tuple[float, float]:
     """Return slope and shift that put the flag and the block threshold where few enough harmless texts lie above.
 
-    `counts` says how many texts each of the values stands for.
+    `counts` says how many texts each of the values stands for, `allowed` which shares may lie above block and flag.
     """
     order = np.argsort(-harmless)
     above = np.cumsum(counts[order]) / counts.sum()
-    block, flag = (float(harmless[order][np.searchsorted(above, share, side="right")]) + 1e-3 for share in (BLOCKED, FLAGGED))
+    block, flag = (float(harmless[order][np.searchsorted(above, share, side="right")]) + 1e-3 for share in allowed)
     block = max(block, flag + 0.2)
     slope = (_logit(BLOCK) - _logit(FLAG)) / (block - flag)
     return slope, _logit(FLAG) - slope * flag
@@ -238,7 +239,8 @@ def main() -> None:
         bench = Bench([row for row in rows if is_chinese(row.text) == chinese])
         runs = [bench.cross_validated(seed) for seed in SEEDS]
         harmless = np.flatnonzero(bench.likeness())
-        slope, shift = scale(np.concatenate([run[harmless] for run in runs]), np.tile(bench.likeness()[harmless], len(runs)))
+        values, counts = np.concatenate([run[harmless] for run in runs]), np.tile(bench.likeness()[harmless], len(runs))
+        slope, shift = scale(values, counts, ALLOWED[name])
         fit = bench.fit(np.ones(len(bench.rows), dtype=bool))
         for kind, gain, weight in zip(KINDS, fit.gains, fit.weights, strict=True):
             arrays |= {f"{name}_{kind}_gain": gain, f"{name}_{kind}_weight": weight}

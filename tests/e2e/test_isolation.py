@@ -32,7 +32,7 @@ pytestmark = [
 
 ROOT = Path(__file__).resolve().parents[2]
 NEAR_TIE, DRIFT, FAR = 0.5, 0.1, 1.0  # nats
-TOKENS, LONG_ANSWER = 10, 60
+TOKENS, LONG_ANSWER = 10, 120
 SLOTS, LOADED = 3, 5  # max_loras, max_cpu_loras
 CHUNK = 256  # max_num_batched_tokens: a longer prompt is prefilled in pieces, while others decode
 BASE = "base"
@@ -59,7 +59,7 @@ class Served:
     def __init__(self, http, folders, ids):
         self.http, self.folders, self.ids = http, folders, ids
         self.alone = {}
-        self.near_ties = 0
+        self.near_ties = set()
 
     async def ask(self, model, prompt, *, tokens=TOKENS, stream=False, n=1, leave=False):
         """The answers to one prompt, as token ids; with `leave` the caller goes after the first token, and has none."""
@@ -108,7 +108,7 @@ class Served:
                 continue
             gaps = await self.score(model, prompt, answer)
             assert own(gaps), f"{model} would not have answered {prompt!r} with {answer}, but with {alone}: {gaps}"
-            self.near_ties += 1
+            self.near_ties.add((model, prompt))
 
     async def load(self, name, weights):
         body = {"lora_name": name, "lora_path": str(self.folders[weights])}
@@ -204,7 +204,7 @@ async def mix(served, models, *, rounds, seed, ns=(1,), leaving=0.0):
         await asyncio.sleep(delay)
         return model, prompt, await served.ask(model, prompt, **how)
 
-    compared, before = 0, served.near_ties
+    served.near_ties.clear()
     for _ in range(rounds):
         requests = [
             one(
@@ -215,8 +215,8 @@ async def mix(served, models, *, rounds, seed, ns=(1,), leaving=0.0):
         ]  # fmt: skip
         for model, prompt, answers in await asyncio.gather(*requests):
             await served.check(model, prompt, answers)
-            compared += len(answers)
-    assert served.near_ties - before <= compared / 5  # they are the exception
+    # Few models nearly tie on few prompts: attention rounds by how a prompt was cut into steps.
+    assert len(served.near_ties) <= len(models) * len(PROMPTS) / 4
 
 
 async def test_any_two_models_answer_apart(served):

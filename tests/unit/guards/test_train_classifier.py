@@ -49,7 +49,7 @@ def test_a_bad_row_is_named(write):
 def test_the_scale_lets_few_harmless_texts_over_the_thresholds():
     values = np.random.default_rng(0).normal(0, 1, 1000)
 
-    slope, shift = scale(values, np.ones(1000))
+    slope, shift = scale(values, np.ones(1000), (0.005, 0.04))
 
     scores = 1 / (1 + np.exp(-(slope * values + shift)))
     assert (scores >= BLOCK).mean() <= 0.01
@@ -58,6 +58,6 @@ def test_the_scale_lets_few_harmless_texts_over_the_thresholds():
 
 def test_the_scale_counts_a_text_as_often_as_it_stands_for():
     values = np.linspace(0, 1, 1000)
-    low, high = scale(values, np.linspace(2, 0.01, 1000)), scale(values, np.linspace(0.01, 2, 1000))
+    low, high = (scale(values, counts, (0.005, 0.04)) for counts in (np.linspace(2, 0.01, 1000), np.linspace(0.01, 2, 1000)))
 
     assert -high[1] / high[0] > -low[1] / low[0]
