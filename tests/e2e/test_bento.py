@@ -57,7 +57,8 @@ def test_nothing_leaks_in(bento):
     whitelist |= {"services", "models", "adapters", "guards", "prompts", "rag"}
 
     assert {p.parts[0] for p in packed} == whitelist
-    assert {p.suffix for p in packed} == {".py", ".yaml", ".lock", ".txt", ".toml"}
+    assert {p.suffix for p in packed} == {".py", ".yaml", ".lock", ".txt", ".toml", ".npz"}
+    assert [p.as_posix() for p in packed if p.suffix == ".npz"] == ["guards/classifier/weights.npz"]
     assert not any(part.startswith(".") or part == "__pycache__" for p in packed for part in p.parts)
     assert not any(b"do-not-pack" in p.read_bytes() for p in bento.rglob("*") if p.is_file())
     assert not any(str(ROOT).encode() in p.read_bytes() for p in (bento / "src").rglob("*") if p.is_file())
@@ -72,6 +73,7 @@ def test_it_names_its_models(bento):
         "ekiben-adapter-banking-intents",
         "ekiben-adapter-travel-intents",
         "ekiben-index-handbook",
+        "ekiben-names",
     }
 
 
