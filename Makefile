@@ -62,7 +62,7 @@ bench-features: .venv/.dev pack ## measure what a bundle may switch on in its en
 	$(BIN)/python benchmarks/features.py
 
 bench-guards: .venv/.dev pack ## measure what guards cost, and the service for names beside the same model in process
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.guards
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.guarding
 
 lock: $(UV) ## compile the locks anew, with hashes and without any index's address
 	$(LOCK) pyproject.toml --extra cpu --output-file requirements/cpu.txt

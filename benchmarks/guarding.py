@@ -152,7 +152,7 @@ async def names(requests: int, url: str) -> dict[str, dict[str, dict[str, float]
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.guards", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.guarding", description=__doc__)
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--texts", type=int, default=200, help="texts for each way and number of requests at once")
     args = parser.parse_args()
