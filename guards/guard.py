@@ -111,6 +111,11 @@ class Guard:
         )
 
     @property
+    def compares(self) -> bool:
+        """Whether answers are held against their passages."""
+        return any(isinstance(check, GroundednessCheck) for check in self.policy.content.output)
+
+    @property
     def slow(self) -> bool:
         """Whether looking at a piece of an answer may take so long that other requests should not wait for it."""
         return any(isinstance(check, NamesCheck) for check in self.policy.content.output)

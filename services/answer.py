@@ -168,9 +168,10 @@ class AnswerGuard:
         if self._context is None or self._blocked(index):
             return ""
         spoken = self.spoken(index)
-        told = self._guard.check_answer(index, spoken, [self._beside(text) for text in self._context.texts()])
-        if told is not None:
-            self._grounded.append(told)
+        if self._guard.compares:
+            told = self._guard.check_answer(index, spoken, [self._beside(text) for text in self._context.texts()])
+            if told is not None:
+                self._grounded.append(told)
         return self._context.cite(spoken)
 
     def _about(self, *, final: bool) -> dict[str, Any]:
