@@ -221,6 +221,8 @@ class Pipeline:
         prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
         if all(isinstance(prompt, str) for prompt in prompts):
             checked = [await asyncio.to_thread(guard.check_text, str(prompt)) for prompt in prompts]
+            for text in checked:
+                await self._ask_judges("input", route, guard, text)
             payload["prompt"] = checked[0] if isinstance(request.prompt, str) else checked
         elif guard.looks_at_input:
             message = f"Route {route.name!r} guards its input and cannot read token ids; send text."
@@ -233,12 +235,10 @@ class Pipeline:
             found = await collection.search(question)
         except Exception as error:
             raise RetrievalUnavailable("The documents could not be searched; try again.") from error
-        kept: list[Passage] = []
-        for passage in found:
-            text = await asyncio.to_thread(guard.review_passage, passage.text)
-            if text is not None:
-                kept.append(replace(passage, text=text))
-        return collection.fit(kept)
+        shown = await asyncio.to_thread(lambda: [guard.review_passage(passage.text) for passage in found])
+        return collection.fit(
+            [replace(passage, text=text) for passage, text in zip(found, shown, strict=True) if text is not None]
+        )
 
 
 def marked(messages: list[dict[str, Any]], canary: str) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ import pytest
 from guards.policy import load_policy
 from rag.chain import Passage
 from services.errors import ContentRefused, GuardUnavailable
-from services.protocol import ChatRequest
+from services.protocol import ChatRequest, CompletionRequest
 
 MOVED = Passage("Refunds take 5 days. Call 13812345678.", "a.md", 0, "", 1.0)
 
@@ -175,3 +175,12 @@ async def test_a_model_is_asked_for_its_verdict(pipeline, engine, under, verdict
     path, payload = engine.asked[0]
     assert (path, payload["temperature"]) == ("/v1/chat/completions", 0)
     assert "hi" in payload["messages"][-1]["content"]
+
+
+async def test_a_raw_prompt_is_judged_too(pipeline, engine, under):
+    under("input: [{detector: judge, question: injection, action: block}]")
+    engine.pieces = ['{"attack": 0.9}']
+    with pytest.raises(ContentRefused):
+        await pipeline.answer(CompletionRequest(model="chat", prompt="hi"))
+
+    assert [path for path, _ in engine.asked] == ["/v1/chat/completions"]
