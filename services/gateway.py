@@ -188,7 +188,7 @@ def _detectors(finder: Any, loop: asyncio.AbstractEventLoop) -> Detectors:
     def injection(text: str) -> float:
         return float(ask("injection", text, "score"))
 
-    key = settings.guard_key.get_secret_value().encode() if settings.guard_key else secrets.token_bytes(32)
+    key = settings.hash_key or secrets.token_bytes(32)
     return Detectors(names if lock.names else None, injection if lock.injection_model else None, key)
 
 

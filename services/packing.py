@@ -214,12 +214,12 @@ def _passage_check(loaded: LoadedBundle, policy: str | None, progress: Progress)
     detectors = {check.detector for check in rules.content.passages}
     names = pack_names(loaded, progress) if "names" in detectors else None
     injection = pack_injection_model(loaded, progress) if "injection" in detectors else None
-    key = load_settings().guard_key
+    key = load_settings().hash_key
     kit = Detectors(
         open_names(stored_path(names)).find if names else None,
         OnnxClassifier(stored_path(injection)).score if injection else None,
         # Hashes are the same in every index of a policy also where no key is set.
-        key.get_secret_value().encode() if key else rules.version.encode(),
+        key or rules.version.encode(),
     )
 
     def check(text: str) -> str | None:

@@ -43,6 +43,11 @@ class Settings(BaseSettings):
         """`bundle.lock`, beside the bundle file."""
         return self.bundle.with_suffix(".lock")
 
+    @property
+    def hash_key(self) -> bytes | None:
+        """`guard_key` as the guards take it."""
+        return self.guard_key.get_secret_value().encode() if self.guard_key else None
+
     def registry(self, bundle: str) -> Path:
         """The file that says which adapter versions of a bundle are served."""
         return self.state_dir / bundle / "adapters.json"
