@@ -13,7 +13,7 @@ from guards.detectors import Detectors
 from guards.pii import BLOCK_ENTITIES, CLAUSE_ENTITIES
 from guards.placeholders import FORM, LITERAL, Vault
 from guards.policy import Check, GroundednessCheck, InjectionCheck, JudgeCheck, LeakCheck, ModerationCheck, NamesCheck, ValueCheck
-from guards.stream import Hold, Stop, Window
+from guards.stream import Hold, Stop, Window, rewritten
 from guards.thresholds import THRESHOLDS
 
 if TYPE_CHECKING:
@@ -292,11 +292,8 @@ class Guard:
     def _hide(self, stage: Stage, checks: Sequence[Check], text: str) -> str:
         # A whole text needs no window: it is searched at once, which is faster, and sees more of what stands around a value.
         wanted = [check for check in checks if isinstance(check, ValueCheck)]
-        out, at = [], 0
-        for value in self._values(stage, wanted, text, "", escapes=self._reversible):
-            out += [text[at : value.start], self._replaced(stage, value, text[value.start : value.end])]
-            at = value.end
-        shown = "".join([*out, text[at:]])
+        values = self._values(stage, wanted, text, "", escapes=self._reversible)
+        shown = rewritten(text, values, lambda value, found: self._replaced(stage, value, found))
         for check in checks:
             if isinstance(check, ModerationCheck) and check.action == "mask":
                 hits = self._run(stage, check, lambda c=check, t=shown: self.detectors.moderation(self.policy, c).find(t)) or ()

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 from guards.normalize import normalize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 Hold = Literal["identifier", "clause", "sentence"]
 
@@ -177,11 +177,7 @@ class Window(Generic[T]):
     def _shown(self, segment: str) -> str:
         if self._swallowing:
             return ""
-        out, at = [], 0
-        for value in self.find(segment, self._context):
-            out += [segment[at : value.start], self.replace(value, segment[value.start : value.end])]
-            at = value.end
-        return "".join([*out, segment[at:]])
+        return rewritten(segment, self.find(segment, self._context), self.replace)
 
     def _overlong(self, segment: str) -> tuple[str, int]:
         """Show the front of a segment that fills the window; return it and how many characters were used up."""
@@ -196,6 +192,16 @@ class Window(Generic[T]):
             [first, *_] = self.find(segment, self._context)
             return self.replace(first, segment), len(segment) - TAIL
         return self._shown(segment[:cut]), cut
+
+
+def rewritten(text: str, values: Iterable[T], replace: Callable[[T, str], str]) -> str:
+    """Return a text with each value, in order and without overlaps, replaced by what `replace(value, its text)` returns."""
+    out: list[str] = []
+    at = 0
+    for value in values:
+        out += [text[at : value.start], replace(value, text[value.start : value.end])]
+        at = value.end
+    return "".join([*out, text[at:]])
 
 
 @functools.lru_cache(maxsize=8192)
