@@ -1,28 +1,30 @@
 """Isolation of LoRA adapters in real vLLM: whatever shares a batch, each request is answered by its own model.
 
-A greedy answer in a batch may differ from the same request's answer alone where two tokens nearly tie: kernels round by the
-size of the batch, and logits in bfloat16 lie 0.125 apart, of which a token may lose two and another win two. So an answer that
-differs is scored by its model, alone: each of its tokens must be within NEAR_TIE of what the model would have said there, and
-on the mean within DRIFT. Other models' answers, scored so, are FAR off.
+Most tests run on the base model as it is before quantization, in float32: there a greedy answer is that of the same request
+alone, whatever else is in the batch, and a token may differ only where two are a NEAR_TIE. As the box is served, rounding to
+bfloat16 and int8 depends on how a prompt was cut into steps, by which tokens 0.9 nats apart were seen to change places; there
+the last test asks whose the answers are.
 """
 
 import asyncio
 import json
 import random
 from contextlib import asynccontextmanager
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 from statistics import mean
+from unittest.mock import Mock
 
 import httpx
 import pytest
 import pytest_asyncio
 
 from benchmarks.random_lora import write_adapter
-from services.bundle import load_bundle
+from services.bundle import Quantization, load_bundle
 from services.engine import usable_cores, vllm_arguments, vllm_environment
 from services.engine_process import engine_process, free_port
 from services.lock import read_lock
+from services.packing import pack_model
 from services.store import stored_path
 
 pytestmark = [
@@ -31,7 +33,8 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
-NEAR_TIE, DRIFT, FAR = 0.5, 0.1, 1.0  # nats
+NEAR_TIE, FAR = 0.001, 0.5  # nats, of one token
+DRIFT = 0.03  # nats, of the mean token as served: 0.008 and less were seen, and 0.115 and more by another model
 TOKENS, LONG_ANSWER = 10, 120
 SLOTS, LOADED = 3, 5  # max_loras, max_cpu_loras
 CHUNK = 256  # max_num_batched_tokens: a longer prompt is prefilled in pieces, while others decode
@@ -59,7 +62,6 @@ class Served:
     def __init__(self, http, folders, ids):
         self.http, self.folders, self.ids = http, folders, ids
         self.alone = {}
-        self.near_ties = set()
 
     async def ask(self, model, prompt, *, tokens=TOKENS, stream=False, n=1, leave=False):
         """The answers to one prompt, as token ids; with `leave` the caller goes after the first token, and has none."""
@@ -108,7 +110,6 @@ class Served:
                 continue
             gaps = await self.score(model, prompt, answer)
             assert own(gaps), f"{model} would not have answered {prompt!r} with {answer}, but with {alone}: {gaps}"
-            self.near_ties.add((model, prompt))
 
     async def load(self, name, weights):
         body = {"lora_name": name, "lora_path": str(self.folders[weights])}
@@ -141,7 +142,7 @@ class Served:
 
 def own(gaps):
     """Whether these are the gaps of an answer of the model's own."""
-    return max(gaps) <= NEAR_TIE and mean(gaps) <= DRIFT
+    return max(gaps) <= NEAR_TIE
 
 
 async def _events(response):
@@ -154,31 +155,41 @@ async def _events(response):
 
 
 @pytest.fixture(scope="module")
-def model():
+def loaded():
+    return load_bundle(ROOT / "bundle.yaml")
+
+
+@pytest.fixture(scope="module")
+def quantized():
     return stored_path(read_lock(ROOT / "bundle.lock").model)
 
 
 @pytest.fixture(scope="module")
-def folders(model, tmp_path_factory):
+def unquantized(loaded):
+    return stored_path(pack_model(loaded.quantized(Quantization(recipe="none")), Mock()))
+
+
+@pytest.fixture(scope="module")
+def folders(quantized, tmp_path_factory):
     """Random adapters of several shapes, and one that was trained."""
     root = tmp_path_factory.mktemp("adapters")
     shapes = {
         "alpha": {"rank": 8}, "bravo": {"rank": 16}, "charlie": {"rank": 16, "targets": ("q_proj", "v_proj"), "strength": 1.0},
         "delta": {"rank": 16, "targets": ("gate_proj", "up_proj", "down_proj")}, "echo": {"rank": 8}, "foxtrot": {"rank": 16},
     }  # fmt: skip
-    made = {name: write_adapter(root / name, model=model, seed=i, **shape) for i, (name, shape) in enumerate(shapes.items())}
+    made = {name: write_adapter(root / name, model=quantized, seed=i, **shape) for i, (name, shape) in enumerate(shapes.items())}
     return {**made, "travel": ROOT / "adapters/travel-intents"}
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[False, True], ids=["uncached", "prefix-cache"])
-async def served(request, model, folders):
-    bundle = load_bundle(ROOT / "bundle.yaml").bundle
-    engine = {
+@asynccontextmanager
+async def engine(bundle, model, folders, **settings):
+    """A real engine with the static adapters."""
+    settings |= {
         "max_loras": SLOTS, "max_cpu_loras": LOADED, "max_num_seqs": 16, "max_num_batched_tokens": CHUNK, "max_model_len": 2048,
-        "kv_cache_memory_bytes": 2**30, "enable_prefix_caching": request.param,
+        "kv_cache_memory_bytes": 2**30,
     }  # fmt: skip
     bundle = bundle.model_copy(
-        update={"engine": bundle.engine.model_copy(update=engine), "model": bundle.model.model_copy(update={"name": BASE})}
+        update={"engine": bundle.engine.model_copy(update=settings), "model": bundle.model.model_copy(update={"name": BASE})}
     )
     port = free_port()
     arguments = vllm_arguments(
@@ -191,32 +202,39 @@ async def served(request, model, folders):
         ids = {}
         for prompt, text in PROMPTS.items():
             ids[prompt] = (await http.post("/tokenize", json={"model": BASE, "prompt": text})).json()["tokens"]
-        served = Served(http, folders, ids)
+        yield Served(http, folders, ids)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[False, True], ids=["uncached", "prefix-cache"])
+async def served(request, loaded, unquantized, folders):
+    async with engine(loaded.bundle, unquantized, folders, dtype="float32", enable_prefix_caching=request.param) as served:
         await served.learn(BASE, *STATIC)
         yield served
 
 
-async def mix(served, models, *, rounds, seed, ns=(1,), leaving=0.0):
-    """Send random requests to these models at once, round by round, and check each answer."""
+async def random_requests(served, models, *, seed, ns=(1,), leaving=0.0):
+    """Send twenty random requests to these models at once; returns (model, prompt, answers) of each."""
     order = random.Random(seed)
 
     async def one(model, prompt, delay, **how):
         await asyncio.sleep(delay)
         return model, prompt, await served.ask(model, prompt, **how)
 
-    served.near_ties.clear()
-    for _ in range(rounds):
-        requests = [
-            one(
-                order.choice(models), order.choice(list(PROMPTS)), order.uniform(0, 1), stream=order.random() < 0.5,
-                n=order.choice(ns), leave=order.random() < leaving,
-            )
-            for _ in range(20)
-        ]  # fmt: skip
-        for model, prompt, answers in await asyncio.gather(*requests):
+    requests = [
+        one(
+            order.choice(models), order.choice(list(PROMPTS)), order.uniform(0, 1), stream=order.random() < 0.5,
+            n=order.choice(ns), leave=order.random() < leaving,
+        )
+        for _ in range(20)
+    ]  # fmt: skip
+    return await asyncio.gather(*requests)
+
+
+async def mix(served, models, *, seeds, **how):
+    """Round by round, check the answers to random requests."""
+    for seed in seeds:
+        for model, prompt, answers in await random_requests(served, models, seed=seed, **how):
             await served.check(model, prompt, answers)
-    # Few models nearly tie on few prompts: attention rounds by how a prompt was cut into steps.
-    assert len(served.near_ties) <= len(models) * len(PROMPTS) / 4
 
 
 async def test_any_two_models_answer_apart(served):
@@ -227,12 +245,12 @@ async def test_any_two_models_answer_apart(served):
 
 
 async def test_base_and_adapters_share_batches_with_all_slots_full(served):
-    await mix(served, (BASE, *STATIC[:SLOTS]), rounds=2, seed=1)
+    await mix(served, (BASE, *STATIC[:SLOTS]), seeds=(1, 2))
 
 
 async def test_more_adapters_than_slots(served):
     """Slots change hands; some callers leave, some want two answers."""
-    await mix(served, (BASE, *STATIC), rounds=3, seed=2, ns=(1, 1, 2), leaving=0.2)
+    await mix(served, (BASE, *STATIC), seeds=(3, 4, 5), ns=(1, 1, 2), leaving=0.2)
 
 
 async def test_an_adapter_loaded_while_others_are_in_flight(served):
@@ -305,3 +323,20 @@ async def test_a_seeded_request_whose_prompt_takes_several_steps_ends_well(serve
 
     assert all(together)
     assert await ask("alpha") == await ask("alpha")
+
+
+async def test_as_the_box_is_served_each_answer_is_its_models_own(loaded, quantized, folders):
+    """Quantized, in bfloat16, with a prefix cache: on the mean, an answer is its model's choice and no other's."""
+    models = (BASE, *STATIC)
+    async with engine(loaded.bundle, quantized, folders) as served:
+        asked = [request for seed in (6, 7) for request in await random_requests(served, models, seed=seed)]
+        gaps = {pair: [] for pair in product(models, repeat=2)}
+        for model, prompt, [answer] in asked:
+            scores = await asyncio.gather(*(served.score(judge, prompt, answer) for judge in models))
+            for judge, scored in zip(models, scores, strict=True):
+                gaps[judge, model] += scored
+
+    for model in models:
+        own_gap, *others = (mean(gaps[judge, model]) for judge in (model, *(judge for judge in models if judge != model)))
+        assert own_gap <= DRIFT
+        assert min(others) >= 2 * DRIFT
