@@ -11,7 +11,7 @@ from guards.output import OutputGuard
 
 if TYPE_CHECKING:
     from guards.guard import Guard
-    from rag.chain import Context
+    from rag.context import Context
     from services.routing import Route
 
 CONTENT_FILTER = "content_filter"

@@ -29,7 +29,7 @@ from guards.names import open_names
 from guards.onnx_classifier import OnnxClassifier
 from guards.pii import ENTITIES, Span, find_pii
 from models.layers import linear_layers
-from rag.chain import Collection
+from rag.collection import Collection
 from rag.embedding import DIMENSIONS, CallableEmbeddings, MultilingualE5
 from services.api import EmbeddingModel, Parts, create_app
 from services.bundle import Bundle, LoadedBundle, load_bundle

@@ -33,7 +33,7 @@ from services.errors import (
 from services.protocol import ChatRequest, CompletionRequest, plain_text
 
 if TYPE_CHECKING:
-    from rag.chain import Context, Passage
+    from rag.context import Context, Passage
     from services.routing import Route, Routes
     from services.telemetry import Record, Telemetry
 

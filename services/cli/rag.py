@@ -59,7 +59,7 @@ def rag_search(
 
     loaded = load(bundle)
     entry = _known_collection(loaded, collection)
-    from rag.chain import Collection
+    from rag.collection import Collection
     from rag.embedding import MultilingualE5
     from services.lock import read_lock
     from services.store import stored_path

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rag.chain import Collection
+from rag.collection import Collection
 from rag.embedding import MultilingualE5
 from rag.index import Recipe, UnusableIndex, build_index
 from rag.survey import Place
@@ -99,7 +99,7 @@ def test_the_store_replaces_and_deletes_by_id(tmp_path):
 def test_two_processes_read_one_index(index):
     code = (
         "import asyncio, sys; sys.path.insert(0, '.'); from pathlib import Path\n"
-        "from rag.chain import Collection; from rag.embedding import MultilingualE5\n"
+        "from rag.collection import Collection; from rag.embedding import MultilingualE5\n"
         f"c = Collection(Path({str(index)!r}), embedder='multilingual-e5-small', embeddings=MultilingualE5(), top_k=1,"
         " dense_weight=0.5, min_score=0, max_context_characters=900)\n"
         "print(asyncio.run(c.search('wifi'))[0].source)"

@@ -1,6 +1,6 @@
 """Passages as the prompt and the sources see them."""
 
-from rag.chain import Context, Passage
+from rag.context import Context, Passage
 from rag.lexical import tokens
 
 REFUNDS = Passage("A ticket can be returned free of charge.", "tickets.md", 0, "Tickets > Refunds", 0.9)

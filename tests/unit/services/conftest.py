@@ -116,7 +116,7 @@ class FakeCollection:
         return self.passages
 
     def fit(self, passages):
-        from rag.chain import Context
+        from rag.context import Context
 
         return Context(tuple(passages))
 

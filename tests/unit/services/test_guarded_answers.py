@@ -3,7 +3,7 @@
 import pytest
 
 from guards.policy import load_policy
-from rag.chain import Passage
+from rag.context import Passage
 from services.errors import ContentRefused, GuardUnavailable
 from services.protocol import ChatRequest, CompletionRequest
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from guards.guard import GuardFailure
-from rag.chain import Passage
+from rag.context import Passage
 from services.errors import (
     ContentRefused,
     EkibenError,

@@ -1,0 +1,69 @@
+"""Passages as the prompt and the answer's sources see them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from rag.lexical import tokens
+
+CITED_SHARE = 0.5  # of the answer's terms that a passage must hold to be cited
+_MARK = re.compile(r"\[(\d{1,3})\]")
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A retrieved chunk."""
+
+    text: str
+    source: str
+    page: int
+    heading: str
+    score: float
+
+    @property
+    def titled(self) -> str:
+        """The text behind its path of headings."""
+        return f"{self.heading}: {self.text}" if self.heading else self.text
+
+
+@dataclass(frozen=True)
+class Context:
+    """Numbered passages as the prompt and the answer's sources see them."""
+
+    passages: tuple[Passage, ...]
+
+    @property
+    def text(self) -> str:
+        """The passages, numbered from 1."""
+        return "\n\n".join(f"[{n}] {p.titled}" for n, p in enumerate(self.passages, start=1)) or "(none)"
+
+    def texts(self) -> list[str]:
+        """Return the passages as the prompt shows them, the one with number 1 first."""
+        return [passage.titled for passage in self.passages]
+
+    def sources(self) -> list[dict[str, Any]]:
+        """Return what each number stands for."""
+        return [
+            {
+                "number": number, "source": p.source, "page": p.page or None, "heading": p.heading or None,
+                "score": round(p.score, 4), "excerpt": p.text[:240],
+            }
+            for number, p in enumerate(self.passages, start=1)
+        ]  # fmt: skip
+
+    def cite(self, answer: str) -> str:
+        """Return the citations to put behind an answer that bears none of its own: passages that share most of its words.
+
+        The model is asked to cite; small ones forget. A passage is cited when it holds at least half of the answer's
+        terms, and no more than the best one is: nothing is cited for an answer that no passage supports.
+        """
+        if any(1 <= int(number) <= len(self.passages) for number in _MARK.findall(answer)):
+            return ""
+        terms = set(tokens(answer))
+        if not terms:
+            return ""
+        shares = [len(terms & set(tokens(f"{p.heading} {p.text}"))) / len(terms) for p in self.passages]
+        best = max(shares, default=0.0)
+        return f" [{shares.index(best) + 1}]" if best >= CITED_SHARE else ""
