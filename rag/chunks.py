@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from langchain_core.documents import Document
 from langchain_text_splitters import RecursiveCharacterTextSplitter
 
+from rag.language import language_of
 from rag.section import Block, Section
 
 OVERLAP = 0.1  # of a chunk's length, in whole sentences or paragraphs
@@ -19,8 +20,6 @@ MAX_LINE = 4000  # a line of code that is longer is no code that anybody reads
 _SENTENCE = re.compile(r"[。！？；…]+[”’』」）]*|[.!?;]+[\"')\]]*(?=\s)|\n(?=\s*(?:[-*+•]|\d+[.)、])\s)")
 _PARAGRAPH = re.compile(r"\n[ \t]*\n\s*")
 _FINER = ["\n", "，", "、", ", ", " ", ""]
-_HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
-_WORD = re.compile(r"[A-Za-z]{2,}")
 
 
 @dataclass(frozen=True)
@@ -56,12 +55,6 @@ def cut(
             }  # fmt: skip
             chunks.append(Document(page_content=text, metadata=metadata, id=_digest(same, str(seen[same]))))
     return chunks
-
-
-def language_of(text: str) -> str:
-    """Return "zh" where Chinese characters outnumber Latin words, "en" where it is the other way, "" where there is neither."""
-    chinese, words = len(_HAN.findall(text)), len(_WORD.findall(text))
-    return "" if chinese == words == 0 else "zh" if chinese > words else "en"
 
 
 def headed(heading: str, text: str) -> str:

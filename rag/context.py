@@ -9,7 +9,7 @@ from typing import Any
 from rag.lexical import tokens
 
 CITED_SHARE = 0.5  # of the answer's terms that a passage must hold to be cited
-_MARK = re.compile(r"\[(\d{1,3})\]")
+_MARK = re.compile(r"[\[【](\d{1,3})[\]】]")
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,17 @@ class Context:
             for number, p in enumerate(self.passages, start=1)
         ]  # fmt: skip
 
+    def cited(self, answer: str) -> frozenset[int]:
+        """Return the numbers that an answer cites and that stand for a passage."""
+        return frozenset(number for number in map(int, _MARK.findall(answer)) if 1 <= number <= len(self.passages))
+
     def cite(self, answer: str) -> str:
         """Return the citations to put behind an answer that bears none of its own: passages that share most of its words.
 
         The model is asked to cite; small ones forget. A passage is cited when it holds at least half of the answer's
         terms, and no more than the best one is: nothing is cited for an answer that no passage supports.
         """
-        if any(1 <= int(number) <= len(self.passages) for number in _MARK.findall(answer)):
+        if self.cited(answer):
             return ""
         terms = set(tokens(answer))
         if not terms:

@@ -33,6 +33,7 @@ class AnswerGuard:
         self._choices = choices
         self._texts: dict[int, dict[tuple[str, int], OutputGuard]] = defaultdict(dict)
         self._grounded: list[dict[str, Any]] = []
+        self._cited: set[int] = set()
         self._ended: set[int] = set()
         self._announced = False
 
@@ -172,7 +173,9 @@ class AnswerGuard:
             told = self._guard.check_answer(index, spoken, [self._beside(text) for text in self._context.texts()])
             if told is not None:
                 self._grounded.append(told)
-        return self._context.cite(spoken)
+        added = self._context.cite(spoken)
+        self._cited |= self._context.cited(spoken + added)
+        return added
 
     def _about(self, *, final: bool) -> dict[str, Any]:
         about: dict[str, Any] = {k: v for k, v in self._route.versions().items() if v is not None}
@@ -182,10 +185,11 @@ class AnswerGuard:
                 about["groundedness"] = self._grounded
             if self._context is not None:
                 about["sources"] = [self._source(source) for source in self._context.sources()]
+                about["abstained"] = not self._context.passages
         return about
 
     def _source(self, source: dict[str, Any]) -> dict[str, Any]:
-        return {**source, "excerpt": self._beside(source["excerpt"])}
+        return {**source, "cited": source["number"] in self._cited, "excerpt": self._beside(source["excerpt"])}
 
     def _beside(self, text: str) -> str:
         guarded = OutputGuard(self._aside)

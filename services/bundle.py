@@ -313,6 +313,30 @@ class Collection(_Strict):
         return self
 
 
+class Search(_Strict):
+    """How a conversation becomes queries; what asks the model takes its time from the answer's."""
+
+    follow_ups: Literal["off", "join", "rewrite"] = Field(
+        default="join",
+        description="a question that leans on the one before: off searches for the last one alone, join for both together, "
+        "rewrite for what the base model makes of the conversation",
+    )
+    variants: int = Field(
+        default=0, ge=0, le=5, description="other wordings of the question, by the base model, searched for too"
+    )
+    imagine: bool = Field(default=False, description="search also for an answer that the base model imagines (HyDE)")
+    deadline_ms: int = Field(
+        default=2000, ge=1, description="longest wait for the base model; then the question is searched as it is"
+    )
+
+
+class NothingFound(_Strict):
+    """The answer when no passage is found, by the question's language; the engine is not asked."""
+
+    en: str = "The documents do not say anything about this."
+    zh: str = "文档中没有与此相关的内容。"
+
+
 class Route(_Strict):
     """A public model name, and everything that answers under it."""
 
@@ -330,6 +354,8 @@ class Route(_Strict):
         default=False, description="answer with one of the labels in the adapter's manifest, and nothing else"
     )
     collection: Name | None = None
+    search: Search = Field(default=Search(), description="how the collection is asked")
+    nothing_found: NothingFound = Field(default=NothingFound(), description="the answer when no passage is found")
     parameters: SamplingParameters = Field(
         default=SamplingParameters(), description="sampling parameters for requests that leave them out, under OpenAI's names"
     )

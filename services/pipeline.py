@@ -2,7 +2,7 @@
 
 1. the Route fixes every version            `Routes.find`
 2. guards look at the input                 `Guard.check_messages`
-3. passages are retrieved, and guarded      `_passages`
+3. passages are retrieved, and guarded      `services.retrieval`
 4. the prompt is rendered                   `PromptVersion.render`
 5. the engine answers with the adapter      `Engine.complete`, `Engine.stream`
 6. guards look at the answer                `services.answer`
@@ -12,6 +12,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from guards.detectors import Detectors
 from guards.guard import Blocked, Guard, GuardFailure, Stage
+from rag.language import language_of
 from services.answer import AnswerGuard, as_events
 from services.caller import ANYBODY, Caller
 from services.errors import (
@@ -28,12 +31,13 @@ from services.errors import (
     EngineUnavailable,
     GuardUnavailable,
     InvalidRequest,
-    RetrievalUnavailable,
-)  # fmt: skip
+)
 from services.protocol import ChatRequest, CompletionRequest, plain_text
+from services.retrieval import find_passages
 
 if TYPE_CHECKING:
-    from rag.context import Context, Passage
+    from rag.context import Context
+    from services.retrieval import Collection
     from services.routing import Route, Routes
     from services.telemetry import Record, Telemetry
 
@@ -55,18 +59,6 @@ class Engine(Protocol):
         ...
 
 
-class Collection(Protocol):
-    """What the pipeline needs of a collection of documents."""
-
-    async def search(self, question: str) -> list[Passage]:
-        """Return passages, best first."""
-        ...
-
-    def fit(self, passages: list[Passage]) -> Context:
-        """Number the passages and cut them to the collection's budget."""
-        ...
-
-
 @dataclass(frozen=True)
 class Prepared:
     """A request that is ready for the engine."""
@@ -74,6 +66,8 @@ class Prepared:
     path: str
     payload: dict[str, Any]
     context: Context | None
+    ready: dict[str, Any] | None = None
+    """The answer, where the engine need not be asked."""
 
     def again(self, demand: str) -> Prepared:
         """Return the same request with a demand behind its last message."""
@@ -117,7 +111,7 @@ class Pipeline:
         with self.telemetry.request(route) as record:
             guard = self._guard(route, record)
             prepared = await self._prepare(request, route, guard)
-            if guard.holds_answer:
+            if guard.holds_answer or prepared.ready is not None:
                 body = await self._whole(request, route, guard, prepared, record)
                 for event in as_events(body, keep_usage=_wants_usage(request)):
                     yield event
@@ -145,7 +139,7 @@ class Pipeline:
     ) -> dict[str, Any]:
         """Return the engine's answer as the caller may see it, asked for once more where a check wants that."""
         for last in (False, True):
-            body = await self.engine.complete(prepared.path, prepared.payload)
+            body = prepared.ready or await self.engine.complete(prepared.path, prepared.payload)
             record.usage(body.get("usage"))
             answer = AnswerGuard(route, guard, prepared.context, choices=request.n or 1)
             try:
@@ -155,7 +149,7 @@ class Pipeline:
                         passages = prepared.context.texts() if prepared.context else ()
                         await self._ask_judges("output", route, guard, answer.spoken(index), passages)
             except Blocked as blocked:
-                if blocked.finding.action == "regenerate" and not last and prepared.context is not None:
+                if blocked.finding.action == "regenerate" and not last and prepared.context is not None and not prepared.ready:
                     prepared = prepared.again(_ONLY_PASSAGES)
                     continue
                 return answer.refused(body)
@@ -208,7 +202,11 @@ class Pipeline:
         question = next((plain_text(m) for m in reversed(messages) if m["role"] == "user"), "")
         if question:
             await self._ask_judges("input", route, guard, question)
-        context = await self._context(route, guard, question) if route.collection else None
+        context = None
+        if route.collection:
+            context = await find_passages(route, self.collections, self.engine, guard, messages)
+            if not context.passages:
+                return Prepared("/v1/chat/completions", payload, context, nothing_found(route, question, request.n or 1))
         passages = context.text if context else ""
         payload["messages"] = marked(route.prompt.render(messages, question=question, passages=passages), guard.canary)
         return Prepared("/v1/chat/completions", payload, context)
@@ -229,16 +227,16 @@ class Pipeline:
             raise InvalidRequest(message, param="prompt", code="unsupported_parameter")
         return Prepared("/v1/completions", payload, None)
 
-    async def _context(self, route: Route, guard: Guard, question: str) -> Context:
-        collection = self.collections[route.collection or ""]
-        try:
-            found = await collection.search(question)
-        except Exception as error:
-            raise RetrievalUnavailable("The documents could not be searched; try again.") from error
-        shown = await asyncio.to_thread(lambda: [guard.review_passage(passage.text) for passage in found])
-        return collection.fit(
-            [replace(passage, text=text) for passage, text in zip(found, shown, strict=True) if text is not None]
-        )
+
+def nothing_found(route: Route, question: str, choices: int) -> dict[str, Any]:
+    """Return the whole answer where no passage was found: in the question's language, by no model."""
+    text = route.nothing_found.zh if language_of(question) == "zh" else route.nothing_found.en
+    message = {"role": "assistant", "content": text}
+    return {
+        "id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion", "created": int(time.time()), "model": route.name,
+        "choices": [{"index": index, "message": message, "finish_reason": "stop"} for index in range(choices)],
+        "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+    }  # fmt: skip
 
 
 def marked(messages: list[dict[str, Any]], canary: str) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from services.errors import UnknownModel
 if TYPE_CHECKING:
     from guards.policy import Policy
     from prompts.template import PromptVersion
-    from services.bundle import LoadedBundle, PolicyRule
+    from services.bundle import LoadedBundle, NothingFound, PolicyRule, Search
     from services.lock import Lock
     from services.parameters import SamplingParameters
     from services.slots import Served
@@ -49,6 +49,8 @@ class Route:
     rules: tuple[PolicyRule, ...]
     """Other policies for some callers."""
     collection: str | None
+    search: Search
+    nothing_found: NothingFound
     parameters: SamplingParameters
     only_labels: bool = False
     labels: tuple[str, ...] = field(default=())
@@ -85,6 +87,8 @@ class Routes:
                 policy=loaded.policies[route.policy],
                 rules=route.policies,
                 collection=route.collection,
+                search=route.search,
+                nothing_found=route.nothing_found,
                 parameters=route.parameters,
                 only_labels=route.only_labels,
             )

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag.chunks import MAX_LINE, cut, language_of
+from rag.chunks import MAX_LINE, cut
+from rag.language import language_of
 from rag.loading import read_document
 from rag.section import Block, Section, table
 

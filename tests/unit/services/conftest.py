@@ -70,6 +70,8 @@ class FakeEngine:
     def __init__(self) -> None:
         self.pieces: list[str] = ["Hello", " there"]
         self.events: list[dict[str, Any]] | None = None
+        self.answers: list[Any] = []
+        """What it answers first, one after the other: a text, a body, an error, or "slow"."""
         self.error: Exception | None = None
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.closed = 0
@@ -78,7 +80,13 @@ class FakeEngine:
         self.asked.append((path, payload))
         if self.error:
             raise self.error
-        text = "".join(self.pieces)
+        text = self.answers.pop(0) if self.answers else "".join(self.pieces)
+        if text == "slow":
+            await asyncio.sleep(60)
+        if isinstance(text, Exception):
+            raise text
+        if isinstance(text, dict):
+            return text
         said = {"message": {"role": "assistant", "content": text}} if "chat" in path else {"text": text}
         usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
         return {"id": "x", "model": "internal", "choices": [{"index": 0, "finish_reason": "stop", **said}], "usage": usage}

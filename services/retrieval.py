@@ -1,0 +1,95 @@
+"""From a conversation to the passages that its prompt is shown."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rag import queries
+from services.errors import EkibenError, RetrievalUnavailable
+from services.protocol import plain_text
+
+if TYPE_CHECKING:
+    from guards.guard import Guard
+    from rag.context import Context, Passage
+    from services.routing import Route
+
+_WORDING_TOKENS = 128
+
+
+class Collection(Protocol):
+    """What is needed of a collection of documents."""
+
+    async def search(self, question: str) -> list[Passage]:
+        """Return passages, best first."""
+        ...
+
+    def fit(self, passages: list[Passage]) -> Context:
+        """Number the passages and cut them to the collection's budget."""
+        ...
+
+
+class Model(Protocol):
+    """What is needed of an engine: a model that words questions."""
+
+    async def complete(self, path: str, payload: dict[str, Any]) -> dict[str, Any]:
+        """Return the whole answer."""
+        ...
+
+
+async def find_passages(
+    route: Route, collections: Mapping[str, Collection], model: Model, guard: Guard, messages: Sequence[dict[str, Any]]
+) -> Context:
+    """Return the numbered passages for the last of a user's messages, as the guard lets them through.
+
+    Where the model that words questions does not answer in time, the question is searched for as it was asked. Raises
+    RetrievalUnavailable.
+    """
+    collection = collections[route.collection or ""]
+    wordings = await _wordings(route, model, messages)
+    try:
+        found = merged(await asyncio.gather(*(collection.search(wording) for wording in wordings)))
+    except Exception as error:
+        raise RetrievalUnavailable("The documents could not be searched; try again.") from error
+    shown = await asyncio.to_thread(lambda: [guard.review_passage(passage.text) for passage in found])
+    return collection.fit([replace(passage, text=text) for passage, text in zip(found, shown, strict=True) if text is not None])
+
+
+def merged(lists: Sequence[Sequence[Passage]]) -> list[Passage]:
+    """Return the best passages of several searches, each once with its best score, as many as the longest list has."""
+    best: dict[tuple[str, int, str, str], Passage] = {}
+    for passage in sorted((passage for found in lists for passage in found), key=lambda passage: -passage.score):
+        best.setdefault((passage.source, passage.page, passage.heading, passage.text), passage)
+    return list(best.values())[: max(map(len, lists), default=0)]
+
+
+async def _wordings(route: Route, model: Model, messages: Sequence[dict[str, Any]]) -> list[str]:
+    """Return what is searched for; the first is the question."""
+    how = route.search
+    turns = [(message["role"], plain_text(message)) for message in messages if message["role"] in {"user", "assistant"}]
+    asked = [text for role, text in turns if role == "user" and text.strip()]
+    if not asked:
+        return []
+    question = queries.joined(asked) if how.follow_ups == "join" else queries.clipped(asked[-1])
+    if how.follow_ups == "rewrite" and len(asked) > 1:
+        rewritten = await _ask(route, model, queries.rewrite_messages(turns), 1)
+        question = rewritten[0] if rewritten else queries.joined(asked)
+    others: list[Any] = []
+    if how.variants:
+        others.append(_ask(route, model, queries.variant_messages(question, how.variants), how.variants))
+    if how.imagine:
+        others.append(_ask(route, model, queries.imagine_messages(question), 1))
+    return list(dict.fromkeys([question, *(wording for found in await asyncio.gather(*others) for wording in found)]))
+
+
+async def _ask(route: Route, model: Model, messages: list[dict[str, str]], n: int) -> list[str]:
+    """Return up to n wordings by the route's base model; none when it fails or takes too long."""
+    payload = {"model": route.judge_model, "messages": messages, "max_tokens": _WORDING_TOKENS, "temperature": 0}
+    try:
+        async with asyncio.timeout(route.search.deadline_ms / 1000):
+            body = await model.complete("/v1/chat/completions", payload)
+        return queries.read_lines(str(body["choices"][0]["message"]["content"]), n)
+    except (EkibenError, TimeoutError, LookupError):
+        return []
