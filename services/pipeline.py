@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from guards.detectors import Detectors
 from guards.guard import Blocked, Guard, GuardFailure, Stage
+from rag.access import Access
 from services.answer import AnswerGuard, as_events
 from services.caller import ANYBODY, Caller
 from services.errors import (
@@ -58,8 +59,8 @@ class Engine(Protocol):
 class Collection(Protocol):
     """What the pipeline needs of a collection of documents."""
 
-    async def search(self, question: str) -> list[Passage]:
-        """Return passages, best first."""
+    async def search(self, question: str, access: Access | None) -> list[Passage]:
+        """Return the passages that may be found, best first."""
         ...
 
     def fit(self, passages: list[Passage]) -> Context:
@@ -232,7 +233,7 @@ class Pipeline:
     async def _context(self, route: Route, guard: Guard, question: str) -> Context:
         collection = self.collections[route.collection or ""]
         try:
-            found = await collection.search(question)
+            found = await collection.search(question, Access(route.caller.tenant, route.caller.roles))
         except Exception as error:
             raise RetrievalUnavailable("The documents could not be searched; try again.") from error
         shown = await asyncio.to_thread(lambda: [guard.review_passage(passage.text) for passage in found])
