@@ -65,10 +65,10 @@ bench-guards: .venv/.dev pack ## measure what guards cost, and the service for n
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.guarding
 
 lock: $(UV) ## compile the locks anew, with hashes and without any index's address
-	$(LOCK) pyproject.toml --extra cpu --output-file requirements/cpu.txt
-	$(LOCK) pyproject.toml --extra cpu --group dev --constraint requirements/cpu.txt --output-file requirements/dev.txt
+	$(LOCK) pyproject.toml --extra cpu --extra stores --output-file requirements/cpu.txt
+	$(LOCK) pyproject.toml --extra cpu --extra stores --group dev --constraint requirements/cpu.txt --output-file requirements/dev.txt
 	$(LOCK) --group quantize --output-file requirements/quantize.txt
-	env -u UV_FIND_LINKS -u UV_TORCH_BACKEND $(LOCK) --no-config pyproject.toml --extra gpu --output-file requirements/gpu.txt
+	env -u UV_FIND_LINKS -u UV_TORCH_BACKEND $(LOCK) --no-config pyproject.toml --extra gpu --extra stores --output-file requirements/gpu.txt
 	$(LOCK) --group load --output-file requirements/load.txt
 LOCK = $(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header --python-version $(PYTHON_VERSION)
 

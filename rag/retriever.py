@@ -8,8 +8,8 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict
 
-from rag.lexical import Bm25
-from rag.vectors import LanceStore
+from rag.access import Access
+from rag.store import ChunkStore
 
 if TYPE_CHECKING:
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
@@ -25,8 +25,8 @@ class HybridRetriever(BaseRetriever):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    store: LanceStore
-    lexical: Bm25
+    store: ChunkStore
+    access: Access | None
     dense_weight: float
     top_k: int
 
@@ -40,8 +40,8 @@ class HybridRetriever(BaseRetriever):
         return await asyncio.to_thread(self._fuse, query, vector)
 
     def _fuse(self, query: str, vector: list[float]) -> list[Document]:
-        near = self.store.nearest(vector, CANDIDATES)
-        words = self.lexical.search(query, CANDIDATES)
+        near = self.store.nearest(vector, CANDIDATES, self.access)
+        words = self.store.matching(query, CANDIDATES, self.access)
         documents = {str(document.id): document for document, _ in near}
         missing = [identity for identity in words if identity not in documents]
         documents |= {str(document.id): document for document in self.store.get_by_ids(missing)}

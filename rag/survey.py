@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,6 +28,14 @@ class Changed(RuntimeError):
 
 
 @dataclass(frozen=True)
+class Owner:
+    """Whose a document is: a tenant's ("" for everybody's), and within it for whoever has one of the labels, or for all."""
+
+    tenant: str = ""
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Item:
     """A document that has not been read yet: `name` is its source in answers, `kind` the suffix that tells its reader.
 
@@ -42,14 +50,14 @@ class Item:
     date: str = ""
     dated: bool = False
     language: str = ""
-    labels: tuple[str, ...] = ()
+    owner: Owner = Owner()
     declared: str = ""
 
     @property
     def digest(self) -> str:
         """32 hex digits over content and what was given with it; a file that was only touched keeps it."""
-        given = [self.content, self.kind, self.title, self.date if self.dated else "", self.language, self.labels, self.declared]
-        return hashlib.sha256(json.dumps(given).encode()).hexdigest()[:32]
+        given = [self.content, self.kind, self.title, self.date if self.dated else "", self.language, self.owner, self.declared]
+        return hashlib.sha256(json.dumps(given, default=asdict).encode()).hexdigest()[:32]
 
 
 @dataclass
@@ -64,12 +72,14 @@ class Survey:
 class Place:
     """Where a collection's documents are: `sources` are paths (relative to `root`) of folders and files, and URLs.
 
-    `labels` are the access labels of documents that bring none; `allow_hosts` is explained at `Web`.
+    `labels` are the access labels of documents that bring none, `tenant` ("" for everybody's) whose they are where they do
+    not tell; `allow_hosts` is explained at `Web`.
     """
 
     root: Path
     sources: Sequence[str]
     labels: Sequence[str] = ()
+    tenant: str = ""
     allow_hosts: Sequence[str] = ()
 
     def survey(self) -> Survey:
@@ -78,43 +88,43 @@ class Place:
         The content of files is read to know its digest, and nothing of it is kept.
         """
         found = Survey()
-        first: dict[tuple[str, tuple[str, ...]], str] = {}
+        first: dict[tuple[str, Owner], str] = {}
         names: set[str] = set()
         for item in self._items(found.refused):
             again = item.name
             while again in names or again in found.refused:
                 again += " (again)"
-            if (item.content, item.labels) in first:
-                found.refused[again] = f"the same content as {first[item.content, item.labels]}"
+            if (item.content, item.owner) in first:
+                found.refused[again] = f"the same content as {first[item.content, item.owner]}"
             elif item.name in names:
                 found.refused[again] = "another document has this name; give each an id or a source of its own"
             else:
                 names.add(item.name)
-                first[item.content, item.labels] = item.name
+                first[item.content, item.owner] = item.name
                 found.items.append(item)
         found.items.sort(key=lambda item: item.name)
         return found
 
     def _items(self, refused: dict[str, str]) -> Iterator[Item]:
-        labels = tuple(sorted(set(self.labels)))
+        owner = Owner(self.tenant, tuple(sorted(set(self.labels))))
         for source in self.sources:
             if source.startswith(("http://", "https://")):
-                yield from self._fetched(source, labels, refused)
+                yield from self._fetched(source, owner, refused)
                 continue
             path = self.root / source
             prefix = "" if len(self.sources) == 1 else f"{Path(source).as_posix()}/"
             if path.is_dir():
                 for file in files_of(path, refused, prefix):
-                    yield from _of_file(file, prefix + file.relative_to(path).as_posix(), labels, refused)
+                    yield from _of_file(file, prefix + file.relative_to(path).as_posix(), owner, refused)
             elif path.is_file():
-                yield from _of_file(path, prefix.rstrip("/") or path.name, labels, refused)
+                yield from _of_file(path, prefix.rstrip("/") or path.name, owner, refused)
             else:
                 refused[source] = "no such file or folder"
 
-    def _fetched(self, url: str, labels: tuple[str, ...], refused: dict[str, str]) -> Iterator[Item]:
+    def _fetched(self, url: str, owner: Owner, refused: dict[str, str]) -> Iterator[Item]:
         try:
             page = Web(self.allow_hosts, MAX_FILE_BYTES).fetch(url)
-            yield from _of_page(str(URL(url).with_fragment(None)), page, labels, refused)
+            yield from _of_page(str(URL(url).with_fragment(None)), page, owner, refused)
         except Unreadable as error:
             refused[url] = str(error)
 
@@ -152,7 +162,7 @@ def _bad_link(path: Path, root: Path) -> str | None:
     return "a link to a folder; links to folders are not followed" if target.is_dir() else None
 
 
-def _of_file(path: Path, name: str, labels: tuple[str, ...], refused: dict[str, str]) -> Iterator[Item]:
+def _of_file(path: Path, name: str, owner: Owner, refused: dict[str, str]) -> Iterator[Item]:
     kind = path.suffix.lower()
     try:
         told = path.stat()
@@ -163,7 +173,7 @@ def _of_file(path: Path, name: str, labels: tuple[str, ...], refused: dict[str, 
             refused[name] = f"{told.st_size / 2**20:.0f} MiB; over {most // 2**20} MiB a file is to be split"
         elif kind == LINES:
             with path.open("rb") as file:
-                yield from _of_lines(file, name, labels, refused, functools.partial(_line_of, path))
+                yield from _of_lines(file, name, owner, refused, functools.partial(_line_of, path))
         else:
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
@@ -171,27 +181,25 @@ def _of_file(path: Path, name: str, labels: tuple[str, ...], refused: dict[str, 
                 refused[name] = "empty"
             else:
                 date = f"{datetime.fromtimestamp(told.st_mtime, UTC):%Y-%m-%d}"
-                yield Item(name, kind, content, functools.partial(_unchanged, path.read_bytes, content), date=date, labels=labels)
+                yield Item(name, kind, content, functools.partial(_unchanged, path.read_bytes, content), date=date, owner=owner)
     except OSError as error:
         refused[name] = f"cannot be read: {error.strerror or error}"
 
 
-def _of_page(name: str, page: Page, labels: tuple[str, ...], refused: dict[str, str]) -> Iterator[Item]:
+def _of_page(name: str, page: Page, owner: Owner, refused: dict[str, str]) -> Iterator[Item]:
     if page.kind == LINES:
-        yield from _of_lines(
-            io.BytesIO(page.data), name, labels, refused, lambda start, length: page.data[start : start + length]
-        )
+        yield from _of_lines(io.BytesIO(page.data), name, owner, refused, lambda start, length: page.data[start : start + length])
     elif page.kind not in READERS:
         refused[name] = f"unknown kind {page.kind!r}; readable are {', '.join([*READERS, LINES])}"
     elif not page.data.strip():
         refused[name] = "empty"
     else:
         content = hashlib.sha256(page.data).hexdigest()
-        yield Item(name, page.kind, content, lambda: page.data, labels=labels, declared=page.declared)
+        yield Item(name, page.kind, content, lambda: page.data, owner=owner, declared=page.declared)
 
 
 def _of_lines(
-    file: BinaryIO, name: str, labels: tuple[str, ...], refused: dict[str, str], line_at: Callable[[int, int], bytes]
+    file: BinaryIO, name: str, owner: Owner, refused: dict[str, str], line_at: Callable[[int, int], bytes]
 ) -> Iterator[Item]:
     number, start = 0, 0
     while line := file.readline(MAX_FILE_BYTES + 1):
@@ -201,7 +209,7 @@ def _of_lines(
                 refused[f"{name}:{number}"] = f"a line over {MAX_FILE_BYTES // 2**20} MiB; the rest of the file is not read"
                 return
             if line.strip():
-                yield _of_line(line, name, labels, functools.partial(line_at, start, len(line)))
+                yield _of_line(line, name, owner, functools.partial(line_at, start, len(line)))
         except Unreadable as error:
             refused[f"{name}:{number}"] = str(error)
         start += len(line)
@@ -209,18 +217,18 @@ def _of_lines(
         refused[name] = "empty"
 
 
-def _of_line(line: bytes, name: str, labels: tuple[str, ...], read: Callable[[], bytes]) -> Item:
+def _of_line(line: bytes, name: str, owner: Owner, read: Callable[[], bytes]) -> Item:
     row = _row(line)
     text = row["text"]
     content = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
-    own = tuple(sorted(set(row["labels"]))) if "labels" in row else labels
+    own = Owner(row.get("tenant", owner.tenant), tuple(sorted(set(row["labels"]))) if "labels" in row else owner.labels)
     # A number would change with every line before it.
-    identity = str(row.get("id") or hashlib.sha256("\0".join([content, *own]).encode()).hexdigest()[:16])
+    identity = str(row.get("id") or hashlib.sha256("\0".join([content, own.tenant, *own.labels]).encode()).hexdigest()[:16])
     named = str(row["source"]) + (f"#{identity}" if "id" in row else "") if "source" in row else f"{name}#{identity}"
     date = str(row.get("date", ""))[:10]
     return Item(
         named, ".txt", content, lambda: _unchanged(lambda: _row(read())["text"].encode("utf-8", "replace"), content),
-        title=str(row.get("title", "")), date=date, dated=bool(date), language=str(row.get("language", "")), labels=own,
+        title=str(row.get("title", "")), date=date, dated=bool(date), language=str(row.get("language", "")), owner=own,
     )  # fmt: skip
 
 
@@ -231,11 +239,13 @@ def _row(line: bytes) -> dict[str, Any]:
         raise Unreadable(f"no JSON in UTF-8: {error}") from error
     if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not row["text"].strip():
         raise Unreadable('not an object with a "text"')
-    if unknown := sorted(set(row) - {"text", "id", "title", "source", "date", "labels", "language"}):
-        raise Unreadable(f"unknown key {unknown[0]!r}; known are text, id, title, source, date, labels, language")
+    if unknown := sorted(set(row) - {"text", "id", "title", "source", "date", "tenant", "labels", "language"}):
+        raise Unreadable(f"unknown key {unknown[0]!r}; known are text, id, title, source, date, tenant, labels, language")
     labels = row.get("labels", [])
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise Unreadable("labels are a list of strings")
+    if not isinstance(row.get("tenant", ""), str):
+        raise Unreadable("tenant is a string")
     try:
         datetime.fromisoformat(str(row.get("date", "2000-01-01")))
     except ValueError as error:

@@ -281,6 +281,9 @@ class Collection(_Strict):
         "a private address must be named as such",
     )
     labels: tuple[str, ...] = Field(default=(), description="access labels of documents that bring none of their own")
+    tenant: str = Field(
+        default="", description="tenant that the documents belong to where they do not tell; left out: everybody's"
+    )
     policy: Name | None = Field(default=None, description="guard policy whose checks of passages every chunk must pass")
     chunk_characters: int = Field(default=900, ge=100, le=8000, description="longest chunk, in characters")
     top_k: int = Field(default=4, ge=1, le=50, description="passages that reach the prompt")

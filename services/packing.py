@@ -198,7 +198,7 @@ def documents_of(loaded: LoadedBundle, name: str) -> Place:
     from rag.survey import Place
 
     entry = loaded.bundle.collections[name]
-    return Place(loaded.root, entry.places, entry.labels, entry.allow_hosts)
+    return Place(loaded.root, entry.places, entry.labels, entry.tenant, entry.allow_hosts)
 
 
 def _passage_check(loaded: LoadedBundle, policy: str | None, progress: Progress) -> tuple[str, Callable[[str], str | None]]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rag import queries
+from rag.access import Access
 from services.errors import EkibenError, RetrievalUnavailable
 from services.protocol import plain_text
 
@@ -22,8 +23,8 @@ _WORDING_TOKENS = 128
 class Collection(Protocol):
     """What is needed of a collection of documents."""
 
-    async def search(self, question: str) -> list[Passage]:
-        """Return passages, best first."""
+    async def search(self, question: str, access: Access | None) -> list[Passage]:
+        """Return the passages that may be found, best first."""
         ...
 
     def fit(self, passages: list[Passage]) -> Context:
@@ -48,9 +49,10 @@ async def find_passages(
     RetrievalUnavailable.
     """
     collection = collections[route.collection or ""]
+    access = Access(route.caller.tenant, route.caller.roles)
     wordings = await _wordings(route, model, messages)
     try:
-        found = merged(await asyncio.gather(*(collection.search(wording) for wording in wordings)))
+        found = merged(await asyncio.gather(*(collection.search(wording, access) for wording in wordings)))
     except Exception as error:
         raise RetrievalUnavailable("The documents could not be searched; try again.") from error
     shown = await asyncio.to_thread(lambda: [guard.review_passage(passage.text) for passage in found])

@@ -55,6 +55,8 @@ class Route:
     only_labels: bool = False
     labels: tuple[str, ...] = field(default=())
     """The only answers there are, where the route answers with its adapter's labels."""
+    caller: Caller = ANYBODY
+    """Who asked: what may be found for the answer."""
 
     def versions(self) -> dict[str, str | None]:
         """Return the name and version of each thing that makes an answer of this route."""
@@ -110,7 +112,7 @@ class Routes:
             names = ", ".join(sorted(self._routes))
             raise UnknownModel(f"The model {name[:100]!r} does not exist; there is: {names}", param="model")
         rule = next((rule for rule in route.rules if caller.fits(rule.tenant, rule.role)), None)
-        route = replace(route, policy=self._policies.get(rule.policy if rule else route.policy.name))
+        route = replace(route, policy=self._policies.get(rule.policy if rule else route.policy.name), caller=caller)
         if not route.adapters:
             return route
         served = self._adapters.choose(route.adapters, None if user is None else f"{name}:{user}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from services.caller import DEFAULT_TENANT
 from services.cli.console import Bar, BundleOption, JsonOption, err, fail, load, out, reported, write_lock
 from services.settings import load_settings
 
@@ -51,19 +52,27 @@ def rag_ingest(
 def rag_search(
     collection: Annotated[str, typer.Argument(help="Name of the collection in bundle.yaml.")],
     question: Annotated[str, typer.Argument(help="What to look for.")],
+    tenant: Annotated[str | None, typer.Option("--tenant", help="Search as this tenant's caller.")] = None,
+    label: Annotated[list[str] | None, typer.Option("--label", help="Search as a caller with this role; repeat it.")] = None,
     bundle: BundleOption = None,
     as_json: JsonOption = False,  # noqa: FBT002  typer's way
 ) -> None:
-    """Search a collection as a route would, and print the passages with their scores."""
+    """Search a collection as a route would, and print the passages with their scores.
+
+    Without --tenant and --label everything is found, whoever may see it.
+    """
     import asyncio
 
     loaded = load(bundle)
     entry = _known_collection(loaded, collection)
+    from rag.access import Access
     from rag.collection import Collection
     from rag.embedding import MultilingualE5
     from services.lock import read_lock
     from services.store import stored_path
 
+    everything = tenant is None and not label
+    access = None if everything else Access(tenant or DEFAULT_TENANT, frozenset(label or ()))
     with reported():
         lock = read_lock((bundle or load_settings().bundle).with_suffix(".lock"))
         opened = Collection(
@@ -71,7 +80,7 @@ def rag_search(
             top_k=entry.top_k, dense_weight=entry.dense_weight, min_score=entry.min_score,
             max_context_characters=entry.max_context_characters,
         )  # fmt: skip
-        context = opened.fit(asyncio.run(opened.search(question)))
+        context = opened.fit(asyncio.run(opened.search(question, access)))
     if as_json:
         sys.stdout.write(json.dumps(context.sources(), ensure_ascii=False) + "\n")
         return

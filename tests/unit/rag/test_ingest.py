@@ -4,11 +4,10 @@ import json
 
 import pytest
 
+from rag.embedded import EmbeddedStore
 from rag.index import CARD, Recipe, UnusableIndex, build_index, index_digest, unchanged_report
-from rag.lexical import Bm25
 from rag.scratch import Scratch, key_of
 from rag.survey import Place
-from rag.vectors import LanceStore
 
 RECIPE = Recipe(200, "e")
 
@@ -27,10 +26,10 @@ def built(tmp_path, embeddings):
 
 
 def content(folder):
-    documents, vectors = LanceStore(folder / "lance", None).all()
-    lexical = Bm25.open(folder / "bm25")
+    store = EmbeddedStore(folder, None)
+    [(documents, vectors)] = store.batches()
     card = json.loads((folder / CARD).read_text())
-    return [(d.id, d.page_content, d.metadata) for d in documents], vectors.tolist(), lexical.search("text 退票", 50), card
+    return [(d.id, d.page_content, d.metadata) for d in documents], vectors.tolist(), store.matching("text 退票", 50, None), card
 
 
 def test_only_what_changed_is_read_and_embedded(built, write, tmp_path):

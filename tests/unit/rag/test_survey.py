@@ -97,9 +97,9 @@ def test_lines_are_documents(write):
     by_name = {item.name: item for item in found.items}
 
     assert {"a.jsonl#7", "https://example.com/zh"} < set(by_name)
-    assert by_name["a.jsonl#7"].labels == ("a", "b")
+    assert by_name["a.jsonl#7"].owner.labels == ("a", "b")
     assert (by_name["a.jsonl#7"].title, by_name["a.jsonl#7"].date) == ("Refunds", "2025-01-02")
-    assert by_name["https://example.com/zh"].labels == ("all",)
+    assert by_name["https://example.com/zh"].owner.labels == ("all",)
     assert sorted(item.read().decode() for item in found.items) == ["Free.", "Nameless", "Nameless", "退票免费"]
     reasons = {name: why.split(";")[0] for name, why in found.refused.items()}
     assert len([why for why in reasons.values() if why.startswith("another document has this name")]) == 1

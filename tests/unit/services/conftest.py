@@ -117,8 +117,8 @@ class FakeCollection:
         self.asked = []
         self.error = None
 
-    async def search(self, question):
-        self.asked.append(question)
+    async def search(self, question, access):
+        self.asked.append((question, access))
         if self.error:
             raise self.error
         return self.passages

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from guards.guard import GuardFailure
+from rag.access import Access
 from rag.context import Passage
+from services.caller import ANYBODY, Caller
 from services.errors import (
     ContentRefused,
     EkibenError,
@@ -25,6 +27,13 @@ def chat(model="chat", text="hi", **fields):
 
 def complete(model="chat", prompt="hi", **fields):
     return parse(CompletionRequest, json.dumps({"model": model, "prompt": prompt, **fields}).encode())
+
+
+async def test_documents_are_searched_for_who_asks(pipeline, papers):
+    request = chat("ask", "What of refunds?")
+    await pipeline.answer(request, pipeline.route(request, Caller("acme", frozenset({"staff"}))))
+
+    assert papers.asked == [("What of refunds?", Access("acme", frozenset({"staff"})))]
 
 
 async def spoken(pipeline, request):
@@ -145,7 +154,7 @@ async def test_documents_reach_the_prompt_and_the_sources(pipeline, engine, pape
     engine.pieces = ["Refunds are ", "free of charge."]
     text, events = await spoken(pipeline, chat("ask", "What of refunds?", stream=True))
 
-    assert papers.asked == ["What of refunds?"]
+    assert papers.asked == [("What of refunds?", Access(ANYBODY.tenant, ANYBODY.roles))]
     prompt = engine.asked[0][1]["messages"][-1]["content"]
     assert prompt == "[1] Tickets: Refunds are free of charge.\n\n[2] Call 13812345678 at night. | What of refunds?"
     assert text == "Refunds are free of charge. [1]"

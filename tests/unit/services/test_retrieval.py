@@ -32,23 +32,27 @@ def searching(pipeline, papers):
     return set_up
 
 
+def words(papers):
+    return [question for question, _access in papers.asked]
+
+
 async def test_a_follow_up_is_searched_with_the_question_before(searching, papers):
     await searching().answer(chat())
 
-    assert papers.asked == ["What does a bicycle cost?\nAnd for a child?"]
+    assert words(papers) == ["What does a bicycle cost?\nAnd for a child?"]
 
 
 async def test_follow_ups_off(searching, papers):
     await searching(follow_ups="off").answer(chat())
 
-    assert papers.asked == ["And for a child?"]
+    assert words(papers) == ["And for a child?"]
 
 
 async def test_a_question_is_rewritten_by_the_base_model(searching, papers, engine):
     engine.answers = ["What does a bicycle cost for a child?"]
     await searching(follow_ups="rewrite").answer(chat())
 
-    assert papers.asked == ["What does a bicycle cost for a child?"]
+    assert words(papers) == ["What does a bicycle cost for a child?"]
     assert engine.asked[0][1]["model"] == "tiny"
     assert engine.asked[0][1]["messages"][1]["content"].startswith("user: What does a bicycle cost?\nassistant: 11 euros.")
     assert len(engine.asked) == 2  # the question, and the answer
@@ -58,7 +62,7 @@ async def test_other_wordings_and_an_imagined_answer_are_searched_for_too(search
     engine.answers = ["1. Price of a bicycle\n2. Bicycle fee\n3. one too many", "A bicycle costs five euros."]
     await searching(variants=2, imagine=True).answer(chat(TURNS[:1]))
 
-    assert papers.asked == ["What does a bicycle cost?", "Price of a bicycle", "Bicycle fee", "A bicycle costs five euros."]
+    assert words(papers) == ["What does a bicycle cost?", "Price of a bicycle", "Bicycle fee", "A bicycle costs five euros."]
 
 
 @pytest.mark.parametrize("failing", [EngineUnavailable("down"), "slow", {"choices": []}])
@@ -66,7 +70,7 @@ async def test_without_the_model_the_question_is_searched_as_it_is(searching, pa
     engine.answers = [failing]
     body = await searching(follow_ups="rewrite", deadline_ms=20).answer(chat())
 
-    assert papers.asked == ["What does a bicycle cost?\nAnd for a child?"]
+    assert words(papers) == ["What does a bicycle cost?\nAnd for a child?"]
     assert body["choices"][0]["message"]["content"].startswith("Hello there")
 
 

@@ -1,0 +1,163 @@
+"""The store without a server: LanceDB's table and a BM25 index in one folder, which several processes may read."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+
+from rag.access import Access
+from rag.lexical import Bm25
+from rag.store import ANN_ROWS, BATCH, EMPTY, ChunkStore, completed, searched
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TABLE = "chunks"
+
+
+class EmbeddedStore(ChunkStore):
+    """LanceDB and bm25s in a folder: cosine distance over unit vectors, one table."""
+
+    def __init__(self, folder: Path, embeddings: Embeddings) -> None:
+        import lancedb
+
+        super().__init__(embeddings)
+        self._words = folder / "bm25"
+        self._database = lancedb.connect(folder / "lance")
+        self._table: Any = self._database.open_table(TABLE) if (folder / "lance" / f"{TABLE}.lance").is_dir() else None
+        self._lexical: Bm25 | None = None
+        self._owners: _Owners | None = None
+        self._open_words()
+
+    def put(self, documents: Sequence[Document], vectors: Any) -> None:
+        """Add documents with their vectors; equal ids are replaced."""
+        rows = _rows(documents, vectors)
+        if self._table is None:
+            self._table = self._database.create_table(TABLE, rows)
+        else:
+            self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+
+    def finish(self) -> None:
+        """Index what was written since."""
+        if self._words.exists():
+            shutil.rmtree(self._words)
+        self._words.mkdir(parents=True)
+        documents = [document for batch, _ in self.batches() for document in batch]
+        if documents:
+            Bm25.build(self._words, [searched(d) for d in documents], [str(d.id) for d in documents])
+        if len(documents) >= ANN_ROWS:
+            self._table.create_index(metric="cosine", vector_column_name="vector", index_type="IVF_HNSW_SQ")
+        self._open_words()
+
+    def _open_words(self) -> None:
+        if self._table is None or not (self._words / "ids.txt").is_file():
+            self._lexical = self._owners = None
+            return
+        self._lexical = Bm25.open(self._words)
+        columns = self._table.search().select(["id", "tenant", "labels"]).limit(self.count()).to_arrow()
+        self._owners = _Owners(self._lexical.ids, columns)
+
+    def batches(self) -> Iterator[tuple[list[Document], Any]]:
+        """Yield every document in the order of writing, with its vector."""
+        if self._table is None:
+            return
+        for rows in self._table.to_arrow().to_batches(max_chunksize=BATCH):
+            vectors = rows.column("vector")
+            matrix = vectors.flatten().to_numpy().reshape(len(vectors), -1)
+            yield [_document(row) for row in rows.drop_columns(["vector"]).to_pylist()], matrix
+
+    def count(self) -> int:
+        """Return how many chunks there are."""
+        return 0 if self._table is None else int(self._table.count_rows())
+
+    def delete(self, ids: list[str] | None = None, **_: Any) -> bool:
+        """Delete texts by id."""
+        if ids and self._table is not None:
+            self._table.delete(f"id IN ({_quoted(ids)})")
+        return True
+
+    def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        """Return the texts with these ids."""
+        if not ids or self._table is None:
+            return []
+        return [_document(row) for row in self._table.search().where(f"id IN ({_quoted(ids)})").limit(len(ids)).to_list()]
+
+    def nearest(self, vector: list[float], k: int, access: Access | None) -> list[tuple[Document, float]]:
+        """Return the k texts nearest to a vector with their cosine similarity."""
+        if self._table is None:
+            return []
+        search = self._table.search(vector).distance_type("cosine").limit(k)
+        if access is not None:
+            search = search.where(_allowed(access), prefilter=True)
+        rows = search.to_list()
+        if len(rows) < k < self.count():
+            # The approximate index gave up among chunks that may not be seen.
+            rows = search.bypass_vector_index().to_list()
+        return [(_document(row), 1.0 - float(row["_distance"])) for row in rows]
+
+    def matching(self, question: str, k: int, access: Access | None) -> dict[str, float]:
+        """Return id -> BM25 score for the k best texts that share a term with the question."""
+        if self._lexical is None or self._owners is None:
+            return {}
+        return self._lexical.search(question, k, None if access is None else self._owners.mask(access))
+
+    def close(self) -> None:
+        """Nothing is held that must be let go."""
+
+
+class _Owners:
+    """Tenant and labels of every chunk of a BM25 index, held once for each combination."""
+
+    def __init__(self, ids: Sequence[str], columns: pa.Table) -> None:
+        import numpy as np
+
+        kinds: dict[tuple[str, frozenset[str]], int] = {}
+        known: dict[str, int] = {}
+        for identity, tenant, labels in zip(*(columns[name].to_pylist() for name in ("id", "tenant", "labels")), strict=True):
+            known[identity] = kinds.setdefault((tenant, frozenset(labels)), len(kinds))
+        self._kinds = list(kinds)
+        # What was deleted since the index was made is nobody's.
+        self._of = np.array([known.get(identity, len(kinds)) for identity in ids], dtype=np.int32)
+
+    def mask(self, access: Access) -> Any:
+        """Return a 1 for every chunk that may be found, a 0 for the others: an array of float32."""
+        import numpy as np
+
+        return np.array([access.allows(*kind) for kind in self._kinds] + [False], dtype=np.float32)[self._of]
+
+
+def _allowed(access: Access) -> str:
+    labels = f" OR array_has_any(labels, [{_quoted(sorted(access.labels))}])" if access.labels else ""
+    return f"tenant IN ({_quoted(['', access.tenant])}) AND (array_length(labels) = 0{labels})"
+
+
+def _quoted(values: Iterable[str]) -> str:
+    """Return SQL's literals; DataFusion knows no escape in them but a quote that stands twice."""
+    return ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+
+
+def _rows(documents: Sequence[Document], vectors: Any) -> pa.Table:
+    import numpy as np
+    import pyarrow as pa
+
+    matrix = np.ascontiguousarray(vectors, dtype=np.float32)
+    text, whole = pa.string(), pa.int32()
+    kinds = {"page": whole, "position": whole, "labels": pa.list_(text)}
+    metadata = [completed(document) for document in documents]
+    columns: dict[str, Any] = {
+        "id": pa.array([document.id for document in documents], text),
+        "vector": pa.FixedSizeListArray.from_arrays(matrix.reshape(-1), matrix.shape[1]),
+        "text": pa.array([document.page_content for document in documents], text),
+    }
+    for name in EMPTY:
+        columns[name] = pa.array([told[name] for told in metadata], kinds.get(name, text))
+    return pa.table(columns)
+
+
+def _document(row: dict[str, Any]) -> Document:
+    return Document(page_content=row["text"], metadata={name: row[name] for name in EMPTY}, id=row["id"])
