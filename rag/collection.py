@@ -30,9 +30,10 @@ class Collection:
             store=EmbeddedStore(index, embeddings), access=None, dense_weight=dense_weight, top_k=top_k
         )
 
-    async def search(self, question: str, access: Access | None) -> list[Passage]:
-        """Return the passages that may be found, best first; None looks at everything, for tools."""
-        documents = await self.retriever.model_copy(update={"access": access}).ainvoke(question)
+    async def search(self, question: str, access: Access | None, top_k: int | None = None) -> list[Passage]:
+        """Return the passages that may be found, best first, at most `top_k`; no access looks at everything, for tools."""
+        changes = {"access": access, "top_k": top_k or self.retriever.top_k}
+        documents = await self.retriever.model_copy(update=changes).ainvoke(question)
         passages = [_passage(document) for document in documents]
         return [passage for passage in passages if passage.score >= self._min_score]
 

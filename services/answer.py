@@ -27,8 +27,6 @@ class AnswerGuard:
     def __init__(self, route: Route, guard: Guard, context: Context | None, choices: int = 1) -> None:
         self._route = route
         self._guard = guard
-        # What is shown beside an answer is guarded like it, but is no finding of its own.
-        self._aside = replace(guard, findings=[])
         self._context = context
         self._choices = choices
         self._texts: dict[int, dict[tuple[str, int], OutputGuard]] = defaultdict(dict)
@@ -170,7 +168,7 @@ class AnswerGuard:
             return ""
         spoken = self.spoken(index)
         if self._guard.compares:
-            told = self._guard.check_answer(index, spoken, [self._beside(text) for text in self._context.texts()])
+            told = self._guard.check_answer(index, spoken, [beside(self._guard, text) for text in self._context.texts()])
             if told is not None:
                 self._grounded.append(told)
         added = self._context.cite(spoken)
@@ -189,11 +187,13 @@ class AnswerGuard:
         return about
 
     def _source(self, source: dict[str, Any]) -> dict[str, Any]:
-        return {**source, "cited": source["number"] in self._cited, "excerpt": self._beside(source["excerpt"])}
+        return {**source, "cited": source["number"] in self._cited, "excerpt": beside(self._guard, source["excerpt"])}
 
-    def _beside(self, text: str) -> str:
-        guarded = OutputGuard(self._aside)
-        return guarded.feed(text) + guarded.finish()
+
+def beside(guard: Guard, text: str) -> str:
+    """Return a passage as it may be shown beside an answer: guarded like it, but no finding of its own. Raises GuardFailure."""
+    guarded = OutputGuard(replace(guard, findings=[]))
+    return guarded.feed(text) + guarded.finish()
 
 
 def as_events(body: dict[str, Any], *, keep_usage: bool) -> Iterator[dict[str, Any]]:

@@ -23,6 +23,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from services import documents
 from services.admin import admin_routes
 from services.caller import ANYBODY, Caller, CallerHeaders
 from services.errors import BodyTooLarge, EkibenError, InvalidRequest, UnknownModel
@@ -64,9 +65,11 @@ class Parts:
 class _Reply:
     """One answer under way: knows whether its head has left."""
 
-    def __init__(self, send: Send, caller: Caller = ANYBODY) -> None:
+    def __init__(self, send: Send, caller: Caller = ANYBODY, named: dict[str, str] | None = None) -> None:
         self._send = send
         self.caller = caller
+        self.named = named or {}
+        """The parts of the path that have names."""
         self.started = False
         self.request_id = uuid.uuid4().hex
 
@@ -105,7 +108,7 @@ class _Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         parts: Parts = scope["app"].state.parts
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        reply = _Reply(send, parts.callers.read(headers))
+        reply = _Reply(send, parts.callers.read(headers), scope.get("path_params"))
         try:
             body = await _read(receive, parts.max_body_bytes)
         except EkibenError as error:
@@ -210,6 +213,29 @@ async def _embeddings(parts: Parts, body: bytes, reply: _Reply) -> None:
     await reply.whole(200, {"object": "list", "data": data, "model": model.name, "usage": usage})
 
 
+async def _search(parts: Parts, body: bytes, reply: _Reply) -> None:
+    await reply.whole(200, await documents.search(parts.pipeline, body, reply.caller))
+
+
+async def _search_store(parts: Parts, body: bytes, reply: _Reply) -> None:
+    await reply.whole(200, await documents.search_store(parts.pipeline, reply.named["name"], body, reply.caller))
+
+
+async def _stores(request: Request) -> JSONResponse:
+    parts: Parts = request.app.state.parts
+    data = [documents.card(route, _STARTED) for route in documents.stores(parts.pipeline)]
+    ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
+    return JSONResponse({"object": "list", "data": data, **ends, "has_more": False})
+
+
+async def _store(request: Request) -> JSONResponse:
+    parts: Parts = request.app.state.parts
+    try:
+        return JSONResponse(documents.card(documents.store(parts.pipeline, request.path_params["name"]), _STARTED))
+    except UnknownModel as error:
+        return JSONResponse(error.body(), status_code=error.status)
+
+
 async def _models(request: Request) -> JSONResponse:
     parts: Parts = request.app.state.parts
     return JSONResponse({"object": "list", "data": _model_cards(parts)})
@@ -266,6 +292,10 @@ def create_app(compose: Callable[[], AbstractAsyncContextManager[Parts]]) -> Sta
         Route("/v1/chat/completions", _Endpoint(_chat), methods=["POST"]),
         Route("/v1/completions", _Endpoint(_completion), methods=["POST"]),
         Route("/v1/embeddings", _Endpoint(_embeddings), methods=["POST"]),
+        Route("/v1/rag/search", _Endpoint(_search), methods=["POST"]),
+        Route("/v1/vector_stores", _stores, methods=["GET"]),
+        Route("/v1/vector_stores/{name}", _store, methods=["GET"]),
+        Route("/v1/vector_stores/{name}/search", _Endpoint(_search_store), methods=["POST"]),
         Route("/v1/models", _models, methods=["GET"]),
         Route("/v1/models/{name:path}", _model, methods=["GET"]),
         *admin_routes(),

@@ -14,8 +14,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from guards.detectors import Detectors
 from guards.guard import Blocked, Guard, GuardFailure, Stage
 from rag.language import language_of
-from services.answer import AnswerGuard, as_events
+from services.answer import AnswerGuard, as_events, beside
 from services.caller import ANYBODY, Caller
 from services.errors import (
     ContentRefused,
@@ -32,11 +32,11 @@ from services.errors import (
     GuardUnavailable,
     InvalidRequest,
 )
-from services.protocol import ChatRequest, CompletionRequest, plain_text
+from services.protocol import ChatRequest, CompletionRequest, SearchRequest, plain_text
 from services.retrieval import find_passages
 
 if TYPE_CHECKING:
-    from rag.context import Context
+    from rag.context import Context, Passage
     from services.retrieval import Collection
     from services.routing import Route, Routes
     from services.telemetry import Record, Telemetry
@@ -85,7 +85,7 @@ class Pipeline:
     collections: Mapping[str, Collection] = field(default_factory=dict)
     detectors: Detectors = field(default_factory=Detectors)
 
-    def route(self, request: ChatRequest | CompletionRequest, caller: Caller = ANYBODY) -> Route:
+    def route(self, request: ChatRequest | CompletionRequest | SearchRequest, caller: Caller = ANYBODY) -> Route:
         """Fix what will answer, with all its versions; raises UnknownModel and EngineUnavailable."""
         return self.routes.find(request.model, request.user, caller)
 
@@ -129,6 +129,23 @@ class Pipeline:
                     if answer.over:
                         break
             record.status = "ok"
+
+    async def search(self, request: SearchRequest, route: Route) -> list[Passage]:
+        """Return what a route's collection holds about a query, guarded like the route's answers; raises EkibenError."""
+        if not route.collection:
+            known = ", ".join(sorted(name for name, one in self.routes.all.items() if one.collection))
+            message = f"Route {route.name!r} has no documents; there is: {known or 'none that has'}."
+            raise InvalidRequest(message, param="model", code="unsupported_endpoint")
+        with self.telemetry.request(route) as record, _refusals(route):
+            guard = self._guard(route, record)
+            query = await asyncio.to_thread(guard.check_text, request.query)
+            messages = [{"role": "user", "content": query}]
+            collection = self.collections[route.collection]
+            found = await find_passages(route, collection, self.engine, guard, messages, request.top_k)
+            with _failing_closed():
+                shown = await asyncio.to_thread(lambda: [replace(passage, text=beside(guard, passage.text)) for passage in found])
+            record.status = "ok"
+            return shown
 
     def _guard(self, route: Route, record: Record) -> Guard:
         record.guard = Guard(route.policy, self.detectors, record.findings, system_prompt=route.prompt.system)
@@ -184,16 +201,10 @@ class Pipeline:
         if guard.hides_output and _wants_logprobs(request):
             message = f"Route {route.name!r} guards its answers; logprobs would show what is hidden and are refused."
             raise InvalidRequest(message, param="logprobs", code="unsupported_parameter")
-        try:
+        with _refusals(route):
             if isinstance(request, ChatRequest):
                 return await self._prepare_chat(request, route, guard)
             return await self._prepare_completion(request, route, guard)
-        except Blocked as blocked:
-            finding = blocked.finding
-            message = f"The request was refused by guard {finding.detector!r} ({finding.detail}) of policy {route.policy.label}."
-            raise ContentRefused(message) from blocked
-        except GuardFailure as error:
-            raise GuardUnavailable("A guard failed, so the request was not passed on.") from error
 
     async def _prepare_chat(self, request: ChatRequest, route: Route, guard: Guard) -> Prepared:
         payload: dict[str, Any] = request.payload(route.parameters) | _answered_by(route, request)
@@ -204,7 +215,8 @@ class Pipeline:
             await self._ask_judges("input", route, guard, question)
         context = None
         if route.collection:
-            context = await find_passages(route, self.collections, self.engine, guard, messages)
+            collection = self.collections[route.collection]
+            context = collection.fit(await find_passages(route, collection, self.engine, guard, messages))
             if not context.passages:
                 return Prepared("/v1/chat/completions", payload, context, nothing_found(route, question, request.n or 1))
         passages = context.text if context else ""
@@ -253,6 +265,19 @@ _Shown = TypeVar("_Shown")
 async def _look(guard: Guard, look: Callable[[], _Shown]) -> _Shown:
     """Let a guard look at a piece of an answer, elsewhere where that takes long."""
     return await asyncio.to_thread(look) if guard.slow else look()
+
+
+@contextmanager
+def _refusals(route: Route) -> Generator[None]:
+    """What guards say of a request, as errors that its caller may see."""
+    try:
+        yield
+    except Blocked as blocked:
+        finding = blocked.finding
+        message = f"The request was refused by guard {finding.detector!r} ({finding.detail}) of policy {route.policy.label}."
+        raise ContentRefused(message) from blocked
+    except GuardFailure as error:
+        raise GuardUnavailable("A guard failed, so the request was not passed on.") from error
 
 
 class _failing_closed:  # noqa: N801  reads as a statement

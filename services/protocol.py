@@ -145,6 +145,26 @@ class EmbeddingRequest(BaseModel):
     user: str | None = None
 
 
+class SearchRequest(BaseModel):
+    """POST /v1/rag/search: what a route's collection holds about a query."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    model: str = Field(min_length=1)
+    query: str = Field(min_length=1)
+    top_k: int | None = Field(default=None, ge=1, le=50)
+    user: str | None = None
+
+
+class VectorStoreSearchRequest(BaseModel):
+    """POST /v1/vector_stores/{route}/search, OpenAI's form of the same."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    query: str = Field(min_length=1)
+    max_num_results: int = Field(default=10, ge=1, le=50)
+
+
 R = TypeVar("R", bound=BaseModel)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,8 +23,8 @@ _WORDING_TOKENS = 128
 class Collection(Protocol):
     """What is needed of a collection of documents."""
 
-    async def search(self, question: str, access: Access | None) -> list[Passage]:
-        """Return the passages that may be found, best first."""
+    async def search(self, question: str, access: Access | None, top_k: int | None = None) -> list[Passage]:
+        """Return the passages that may be found, best first; as many as the collection's setting says, or top_k."""
         ...
 
     def fit(self, passages: list[Passage]) -> Context:
@@ -41,22 +41,21 @@ class Model(Protocol):
 
 
 async def find_passages(
-    route: Route, collections: Mapping[str, Collection], model: Model, guard: Guard, messages: Sequence[dict[str, Any]]
-) -> Context:
-    """Return the numbered passages for the last of a user's messages, as the guard lets them through.
+    route: Route, collection: Collection, model: Model, guard: Guard, messages: Sequence[dict[str, Any]], top_k: int | None = None
+) -> list[Passage]:
+    """Return passages for the last of a user's messages, best first, as the guard lets them through.
 
     Where the model that words questions does not answer in time, the question is searched for as it was asked. Raises
     RetrievalUnavailable.
     """
-    collection = collections[route.collection or ""]
     access = Access(route.caller.tenant, route.caller.roles)
     wordings = await _wordings(route, model, messages)
     try:
-        found = merged(await asyncio.gather(*(collection.search(wording, access) for wording in wordings)))
+        found = merged(await asyncio.gather(*(collection.search(wording, access, top_k) for wording in wordings)))
     except Exception as error:
         raise RetrievalUnavailable("The documents could not be searched; try again.") from error
     shown = await asyncio.to_thread(lambda: [guard.review_passage(passage.text) for passage in found])
-    return collection.fit([replace(passage, text=text) for passage, text in zip(found, shown, strict=True) if text is not None])
+    return [replace(passage, text=text) for passage, text in zip(found, shown, strict=True) if text is not None]
 
 
 def merged(lists: Sequence[Sequence[Passage]]) -> list[Passage]:

@@ -117,7 +117,7 @@ class FakeCollection:
         self.asked = []
         self.error = None
 
-    async def search(self, question, access):
+    async def search(self, question, access, top_k=None):
         self.asked.append((question, access))
         if self.error:
             raise self.error
