@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+import os  # noqa: TID251  a program of one's own
 import random
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -362,3 +365,26 @@ def test_the_server_stops_when_told_also_after_callers_have_left(box):
     _, alive = psutil.wait_procs(workers, timeout=30)
 
     assert alive == []
+
+
+def test_a_langchain_application_stands_on_the_box(box):
+    """One route's documents as its retriever, another route as its chat model."""
+    command = [sys.executable, "examples/langchain_app.py", "What does an ekiben cost?", "--url", box.url]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "11 euros" in done.stdout
+    assert "on-board.html" in done.stdout
+
+
+def test_documents_are_searched_through_their_routes_guards(box, client):
+    asked = {"model": "handbook", "query": "How long is lost property kept?", "top_k": 5}
+    found = httpx.post(f"{box.url}/v1/rag/search", json=asked, timeout=60).raise_for_status().json()["data"]
+    page = client.vector_stores.search("handbook", query="退票要收多少手续费?")
+
+    assert any("<CN_MOBILE>" in one["text"] for one in found)
+    assert "13812345678" not in str(found)
+    assert 2 < len(found) <= 5
+    assert page.data[0].filename == "退票与改签.md"
