@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 TABLE = "chunks"
+_REFINED = 4  # times as many are compared as are asked for
 
 
 class EmbeddedStore(ChunkStore):
@@ -44,6 +45,8 @@ class EmbeddedStore(ChunkStore):
 
     def finish(self) -> None:
         """Index what was written since."""
+        from lancedb.index import HnswSq
+
         if self._words.exists():
             shutil.rmtree(self._words)
         self._words.mkdir(parents=True)
@@ -51,7 +54,7 @@ class EmbeddedStore(ChunkStore):
         if documents:
             Bm25.build(self._words, [searched(d) for d in documents], [str(d.id) for d in documents])
         if len(documents) >= ANN_ROWS:
-            self._table.create_index(metric="cosine", vector_column_name="vector", index_type="IVF_HNSW_SQ")
+            self._table.create_index("vector", config=HnswSq(distance_type="cosine"))
         self._open_words()
 
     def _open_words(self) -> None:
@@ -91,7 +94,8 @@ class EmbeddedStore(ChunkStore):
         """Return the k texts nearest to a vector with their cosine similarity."""
         if self._table is None:
             return []
-        search = self._table.search(vector).distance_type("cosine").limit(k)
+        # The approximate index holds numbers of 8 bits; what it finds is compared again as it was written.
+        search = self._table.search(vector).distance_type("cosine").refine_factor(_REFINED).limit(k)
         if access is not None:
             search = search.where(_allowed(access), prefilter=True)
         rows = search.to_list()

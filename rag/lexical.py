@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,29 @@ def tokens(text: str) -> list[str]:
     return terms
 
 
+def _scored(texts: Sequence[str]) -> Any:
+    import bm25s
+
+    index = bm25s.BM25(method="lucene", k1=1.2, b=0.75)
+    index.index([tokens(text) for text in texts], show_progress=False)
+    return index
+
+
+def weights(texts: Sequence[str]) -> Iterator[tuple[str, list[int], list[float]]]:
+    """Yield each term with the places of the texts it is in, and what it adds to the score of each: BM25 as `Bm25` has it.
+
+    A text's score is the sum over the question's terms, one that stands twice counted twice.
+    """
+    if not texts:
+        return
+    index = _scored(texts)
+    places, scores, starts = (index.scores[name] for name in ("indices", "data", "indptr"))
+    for term, number in index.vocab_dict.items():
+        if number + 1 < len(starts):  # bm25s keeps a last number for the term of no letters
+            part = slice(int(starts[number]), int(starts[number + 1]))
+            yield term, places[part].tolist(), scores[part].tolist()
+
+
 class Bm25:
     """A BM25 index in a folder (bm25s, memory-mapped when read)."""
 
@@ -35,10 +59,7 @@ class Bm25:
     @classmethod
     def build(cls, folder: Path, texts: list[str], ids: list[str]) -> None:
         """Index the texts and write the index."""
-        import bm25s
-
-        index = bm25s.BM25(method="lucene", k1=1.2, b=0.75)
-        index.index([tokens(text) for text in texts], show_progress=False)
+        index = _scored(texts)
         index.save(folder, corpus=None, show_progress=False)
         (folder / "ids.txt").write_text("\n".join(ids) + "\n", encoding="utf-8")
 
