@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rag.access import Access
-from rag.context import Context, Passage
+from rag.context import Context, Passage, merged
 from rag.embedded import EmbeddedStore
 from rag.index import read_card
 from rag.retriever import HybridRetriever
+from rag.uploads import Uploads
 
 if TYPE_CHECKING:
     from langchain_core.documents import Document
@@ -37,6 +40,15 @@ class Collection:
         passages = [_passage(document) for document in documents]
         return [passage for passage in passages if passage.score >= self._min_score]
 
+    def documents(self, access: Access | None) -> dict[str, dict[str, Any]]:
+        """Return what the card tells of each document that may be found, by its source."""
+        told: dict[str, dict[str, Any]] = self.card["sources"]
+        return {
+            source: one
+            for source, one in told.items()
+            if one.get("chunks") and (access is None or access.allows(one["tenant"], frozenset(one["labels"])))
+        }
+
     def fit(self, passages: list[Passage]) -> Context:
         """Number the passages and keep as many as the budget holds; the first is kept, cut off if it must be."""
         kept: list[Passage] = []
@@ -52,6 +64,41 @@ class Collection:
             )
             left -= length
         return Context(tuple(kept))
+
+
+class GrowingCollection:
+    """A collection, and what callers added to it, searched together; `open_index` opens the index of these."""
+
+    def __init__(self, collection: Collection, uploads: Uploads, open_index: Callable[[Path], Collection]) -> None:
+        self.collection, self.uploads, self._open = collection, uploads, open_index
+        self._added: tuple[Path, Collection] | None = None
+
+    async def search(self, question: str, access: Access | None, top_k: int | None = None) -> list[Passage]:
+        """As a collection's."""
+        added = await asyncio.to_thread(self._now)
+        asked = [self.collection, added] if added else [self.collection]
+        return merged(await asyncio.gather(*(one.search(question, access, top_k) for one in asked)))
+
+    def documents(self, access: Access | None) -> dict[str, dict[str, Any]]:
+        """As a collection's."""
+        added = self._now()
+        return self.collection.documents(access) | (added.documents(access) if added else {})
+
+    def fit(self, passages: list[Passage]) -> Context:
+        """As a collection's."""
+        return self.collection.fit(passages)
+
+    def _now(self) -> Collection | None:
+        while (index := self.uploads.index()) is not None:
+            if self._added is not None and self._added[0] == index:
+                return self._added[1]
+            try:
+                self._added = index, self._open(index)
+            except FileNotFoundError:
+                # Two changes came meanwhile, and the index is gone.
+                if self.uploads.index() == index:
+                    raise
+        return None
 
 
 def _passage(document: Document) -> Passage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,14 @@ class Passage:
     def titled(self) -> str:
         """The text behind its path of headings."""
         return f"{self.heading}: {self.text}" if self.heading else self.text
+
+
+def merged(lists: Sequence[Sequence[Passage]]) -> list[Passage]:
+    """Return the best passages of several searches, each once with its best score, as many as the longest list has."""
+    best: dict[tuple[str, int, str, str], Passage] = {}
+    for passage in sorted((passage for found in lists for passage in found), key=lambda passage: -passage.score):
+        best.setdefault((passage.source, passage.page, passage.heading, passage.text), passage)
+    return list(best.values())[: max(map(len, lists), default=0)]
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from langchain_core.embeddings import Embeddings
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
+Result = TypeVar("Result")
 Kind = Literal["query", "passage"]
 DIMENSIONS = 384
 MAX_CHARACTERS = 4096  # no fewer than 512 tokens of prose; the tokenizer is slow on more
@@ -52,26 +54,35 @@ class MultilingualE5(Embeddings):
 
 
 class CallableEmbeddings(Embeddings):
-    """Embeddings from a coroutine function (text, kind) -> vector: another process, or a test's double."""
+    """Embeddings from a coroutine function (text, kind) -> vector: another process, or a test's double.
 
-    def __init__(self, embed: Callable[[str, Kind], Awaitable[list[float]]]) -> None:
-        self._embed = embed
+    `loop` is where the coroutines run for callers in other threads.
+    """
+
+    def __init__(self, embed: Callable[[str, Kind], Awaitable[list[float]]], loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self._embed, self._loop = embed, loop
 
     async def aembed_query(self, text: str) -> list[float]:
         """Embed a question."""
         return await self._embed(text, "query")
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Embed passages, one after the other."""
-        return [await self._embed(text, "passage") for text in texts]
+        """Embed passages, all at once: who embeds makes batches of them."""
+        return await asyncio.gather(*(self._embed(text, "passage") for text in texts))
 
     def embed_query(self, text: str) -> list[float]:
-        """Not to be had from a coroutine."""
-        raise NotImplementedError
+        """Embed a question, from another thread than the loop's."""
+        return self._elsewhere(self.aembed_query(text))
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Not to be had from a coroutine."""
-        raise NotImplementedError
+        """Embed passages, from another thread than the loop's."""
+        return self._elsewhere(self.aembed_documents(texts))
+
+    def _elsewhere(self, work: Coroutine[Any, Any, Result]) -> Result:
+        if self._loop is None:
+            work.close()
+            raise NotImplementedError
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 
 class NoEmbeddings(Embeddings):

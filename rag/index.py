@@ -209,7 +209,10 @@ def _chunks_of(item: Item, recipe: Recipe, check: Check) -> tuple[list[Document]
         if text is not None:
             changed += text != chunk.page_content
             kept.append(chunk.model_copy(update={"page_content": text}))
-    told = {"digest": item.digest, "chunks": len(kept), "dropped": len(found) - len(kept), "changed": changed}
+    told = {
+        "digest": item.digest, "chunks": len(kept), "dropped": len(found) - len(kept), "changed": changed,
+        "tenant": item.owner.tenant, "labels": list(item.owner.labels),
+    }  # fmt: skip
     return kept, told
 
 

@@ -12,10 +12,11 @@ import json
 import struct
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -60,6 +61,8 @@ class Parts:
     slots: Slots
     admin_token: str | None = None
     callers: CallerHeaders = field(default_factory=CallerHeaders)
+    desks: Mapping[str, documents.Desk] = field(default_factory=dict)
+    """Where documents of a collection are handed in."""
 
 
 class _Reply:
@@ -69,7 +72,7 @@ class _Reply:
         self._send = send
         self.caller = caller
         self.named = named or {}
-        """The parts of the path that have names."""
+        """The parts of path and query that have names."""
         self.started = False
         self.request_id = uuid.uuid4().hex
 
@@ -108,7 +111,8 @@ class _Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         parts: Parts = scope["app"].state.parts
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        reply = _Reply(send, parts.callers.read(headers), scope.get("path_params"))
+        named = dict(parse_qsl(scope["query_string"].decode("latin-1"))) | scope.get("path_params", {})
+        reply = _Reply(send, parts.callers.read(headers), named)
         try:
             body = await _read(receive, parts.max_body_bytes)
         except EkibenError as error:
@@ -221,6 +225,25 @@ async def _search_store(parts: Parts, body: bytes, reply: _Reply) -> None:
     await reply.whole(200, await documents.search_store(parts.pipeline, reply.named["name"], body, reply.caller))
 
 
+async def _documents(parts: Parts, _body: bytes, reply: _Reply) -> None:
+    await reply.whole(200, await documents.listed(parts.pipeline, parts.desks, _asked(reply, "model"), reply.caller))
+
+
+async def _add_documents(parts: Parts, body: bytes, reply: _Reply) -> None:
+    await reply.whole(200, await documents.add(parts.pipeline, parts.desks, body, reply.caller))
+
+
+async def _delete_document(parts: Parts, _body: bytes, reply: _Reply) -> None:
+    model, name = _asked(reply, "model"), reply.named["name"]
+    await reply.whole(200, await documents.remove(parts.pipeline, parts.desks, model, name, reply.caller))
+
+
+def _asked(reply: _Reply, name: str) -> str:
+    if not reply.named.get(name):
+        raise InvalidRequest(f"Missing required parameter: {name}", param=name, code="missing_required_parameter")
+    return reply.named[name]
+
+
 async def _stores(request: Request) -> JSONResponse:
     parts: Parts = request.app.state.parts
     data = [documents.card(route, _STARTED) for route in documents.stores(parts.pipeline)]
@@ -293,6 +316,9 @@ def create_app(compose: Callable[[], AbstractAsyncContextManager[Parts]]) -> Sta
         Route("/v1/completions", _Endpoint(_completion), methods=["POST"]),
         Route("/v1/embeddings", _Endpoint(_embeddings), methods=["POST"]),
         Route("/v1/rag/search", _Endpoint(_search), methods=["POST"]),
+        Route("/v1/rag/documents", _Endpoint(_documents), methods=["GET"]),
+        Route("/v1/rag/documents", _Endpoint(_add_documents), methods=["POST"]),
+        Route("/v1/rag/documents/{name}", _Endpoint(_delete_document), methods=["DELETE"]),
         Route("/v1/vector_stores", _stores, methods=["GET"]),
         Route("/v1/vector_stores/{name}", _store, methods=["GET"]),
         Route("/v1/vector_stores/{name}/search", _Endpoint(_search_store), methods=["POST"]),

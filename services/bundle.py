@@ -268,6 +268,13 @@ class Embedder(_Strict):
     )
 
 
+class Uploads(_Strict):
+    """Documents that callers add over HTTP; each belongs to its caller's tenant."""
+
+    writers: tuple[str, ...] = Field(min_length=1, description="roles that may add and delete documents")
+    max_documents: int = Field(default=1000, ge=1, le=10_000, description="how many there may be, of all tenants")
+
+
 class Collection(_Strict):
     """Documents that routes may answer from."""
 
@@ -285,6 +292,7 @@ class Collection(_Strict):
         default="", description="tenant that the documents belong to where they do not tell; left out: everybody's"
     )
     policy: Name | None = Field(default=None, description="guard policy whose checks of passages every chunk must pass")
+    uploads: Uploads | None = Field(default=None, description="lets callers add documents; left out, nobody may")
     chunk_characters: int = Field(default=900, ge=100, le=8000, description="longest chunk, in characters")
     top_k: int = Field(default=4, ge=1, le=50, description="passages that reach the prompt")
     dense_weight: float = Field(default=0.6, ge=0, le=1, description="share of the dense score; the rest is BM25's")

@@ -1,4 +1,4 @@
-"""Documents over HTTP: searching what a route answers from, in our form and in that of OpenAI's vector stores.
+"""Documents over HTTP: searching what a route answers from, in our form and in that of OpenAI's vector stores; adding to it.
 
 A vector store is a route with a collection, under the route's name: what a search shows has passed the route's guards, and is
 what this caller may see.
@@ -6,10 +6,16 @@ what this caller may see.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from services.errors import UnknownModel
-from services.protocol import SearchRequest, VectorStoreSearchRequest, parse
+from rag.access import Access
+from rag.index import UnusableIndex
+from rag.uploads import Upload, Uploads, UploadsBusy
+from services.errors import Forbidden, InvalidRequest, RetrievalUnavailable, Unavailable, UnknownDocument, UnknownModel
+from services.protocol import DocumentsRequest, NewDocument, SearchRequest, VectorStoreSearchRequest, parse
 from services.telemetry import log
 
 if TYPE_CHECKING:
@@ -46,6 +52,81 @@ async def search_store(pipeline: Pipeline, name: str, body: bytes, caller: Calle
     return {**page, "has_more": False, "next_page": None}
 
 
+@dataclass(frozen=True)
+class Desk:
+    """Where documents of a collection are handed in, and by which roles."""
+
+    uploads: Uploads
+    writers: frozenset[str]
+
+
+async def add(pipeline: Pipeline, desks: Mapping[str, Desk], body: bytes, caller: Caller) -> dict[str, Any]:
+    """Add documents to what a route answers from, for the caller's tenant; raises EkibenError, and then nothing was added."""
+    request = parse(DocumentsRequest, body)
+    route = store(pipeline, request.model)
+    desk = _desk(desks, route, caller)
+    for document in request.documents:
+        if foreign := sorted(set(document.labels) - caller.roles):
+            raise Forbidden(f"You cannot give the label {foreign[0]!r}: it is none of your roles.", param="documents")
+    uploads = [_upload(document, caller.tenant) for document in request.documents]
+    if len({upload.id for upload in uploads}) < len(uploads):
+        raise InvalidRequest("Two documents have the same id.", param="documents", code="invalid_value")
+    try:
+        change = await asyncio.to_thread(desk.uploads.put, uploads)
+    except UnusableIndex:
+        raise InvalidRequest("Nothing of the documents may be in the index, by the collection's policy.", param="documents") from None
+    except UploadsBusy as error:
+        raise Unavailable(f"The documents cannot be changed now: {error}.") from error
+    except Exception as error:
+        raise RetrievalUnavailable("The documents could not be indexed, and nothing was added; try again.") from error
+    became = {
+        **dict.fromkeys(change.added, "added"), **dict.fromkeys(change.replaced, "replaced"),
+        **dict.fromkeys(change.unchanged, "unchanged"), **dict.fromkeys(change.refused, "refused"),
+    }  # fmt: skip
+    log.info(
+        "documents added", route=route.name, tenant=caller.tenant, roles=sorted(caller.roles),
+        **{name: sorted(one for one, status in became.items() if status == name) for name in sorted(set(became.values()))},
+    )  # fmt: skip
+    data = [
+        {"id": one.id, "object": "document", "status": became[one.id], "reason": change.refused.get(one.id)} for one in uploads
+    ]
+    return {"object": "list", "model": route.name, "data": data}
+
+
+async def listed(pipeline: Pipeline, desks: Mapping[str, Desk], name: str, caller: Caller) -> dict[str, Any]:
+    """Return the documents that a route answers from, as far as the caller may find them; raises EkibenError."""
+    route = store(pipeline, name)
+    access = Access(caller.tenant, caller.roles)
+    found = await asyncio.to_thread(pipeline.collections[route.collection or ""].documents, access)
+    desk = desks.get(route.collection or "")
+    added = {upload.source: upload for upload in await asyncio.to_thread(desk.uploads.all)} if desk else {}
+    data = [
+        {
+            "id": added[source].id if source in added else source, "object": "document", "source": source,
+            "title": added[source].title if source in added else "", "labels": told["labels"], "chunks": told["chunks"],
+            "uploaded": source in added,
+        }
+        for source, told in sorted(found.items())
+    ]  # fmt: skip
+    return {"object": "list", "model": route.name, "data": data}
+
+
+async def remove(pipeline: Pipeline, desks: Mapping[str, Desk], name: str, identity: str, caller: Caller) -> dict[str, Any]:
+    """Remove a document that the caller's tenant has added and that he may find; raises EkibenError."""
+    route = store(pipeline, name)
+    desk = _desk(desks, route, caller)
+    access = Access(caller.tenant, caller.roles)
+    mine = next((one for one in await asyncio.to_thread(desk.uploads.all) if (one.tenant, one.id) == (caller.tenant, identity)), None)
+    if mine is None or not access.allows(mine.tenant, frozenset(mine.labels)):
+        raise UnknownDocument(f"You have no document {identity[:128]!r}.")
+    try:
+        await asyncio.to_thread(desk.uploads.remove, caller.tenant, identity)
+    except UploadsBusy as error:
+        raise Unavailable(f"The documents cannot be changed now: {error}.") from error
+    log.info("document deleted", route=route.name, tenant=caller.tenant, roles=sorted(caller.roles), document=identity)
+    return {"id": identity, "object": "document.deleted", "deleted": True}
+
+
 def stores(pipeline: Pipeline) -> list[Route]:
     """Return the routes that have documents, by name."""
     return [route for _, route in sorted(pipeline.routes.all.items()) if route.collection]
@@ -65,6 +146,20 @@ def card(route: Route, created: int) -> dict[str, Any]:
         "id": route.name, "object": "vector_store", "created_at": created, "name": route.name, "status": "completed",
         "description": route.description, "metadata": {"collection": route.collection, "index": route.index},
     }  # fmt: skip
+
+
+def _desk(desks: Mapping[str, Desk], route: Route, caller: Caller) -> Desk:
+    desk = desks.get(route.collection or "")
+    if desk is None:
+        raise InvalidRequest(f"The documents of {route.name!r} come with the box; it takes no others.", param="model")
+    if caller.roles.isdisjoint(desk.writers):
+        raise Forbidden(f"Adding and deleting documents of {route.name!r} needs one of the roles {', '.join(sorted(desk.writers))}.")
+    return desk
+
+
+def _upload(document: NewDocument, tenant: str) -> Upload:
+    labels = tuple(sorted(set(document.labels)))
+    return Upload(document.id, tenant, document.text, document.title, labels, document.language, document.date)
 
 
 async def _found(pipeline: Pipeline, request: SearchRequest, route: Route) -> list[Passage]:

@@ -4,7 +4,9 @@ EkibenError
 ├── InvalidRequest          400
 │   └── ContentRefused      400  a guard refused it
 ├── Unauthorized            401  no admin token, or a wrong one
+├── Forbidden               403  the caller's roles do not allow it
 ├── UnknownModel            404  no such route, or its adapter is not loaded
+├── UnknownDocument         404  no such document of the caller's tenant
 ├── AdapterRefused          409  the gate, or there is no slot
 ├── BodyTooLarge            413
 ├── EngineRefused           4xx  the engine's own verdict on the request
@@ -61,6 +63,22 @@ class UnknownModel(EkibenError):
     status = 404
     type = "invalid_request_error"
     code = "model_not_found"
+
+
+class UnknownDocument(EkibenError):
+    """The caller's tenant has no document of that id."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "document_not_found"
+
+
+class Forbidden(EkibenError):
+    """The caller's roles do not allow it."""
+
+    status = 403
+    type = "permission_error"
+    code = "forbidden"
 
 
 class Unauthorized(EkibenError):

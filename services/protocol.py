@@ -156,6 +156,28 @@ class SearchRequest(BaseModel):
     user: str | None = None
 
 
+class NewDocument(BaseModel):
+    """A document of a caller's own. `labels` say which roles of his tenant may find it; none: all of them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    id: str = Field(pattern=r"^[\w][\w.@ -]{0,127}$")
+    text: str = Field(min_length=1, max_length=1_000_000, pattern=r"\S")
+    title: str = Field(default="", max_length=500)
+    labels: list[Annotated[str, Field(min_length=1, max_length=128)]] = Field(default=[], max_length=64)
+    language: Literal["", "en", "zh"] = ""
+    date: str = Field(default="", pattern=r"^(\d{4}-\d{2}-\d{2})?$")
+
+
+class DocumentsRequest(BaseModel):
+    """POST /v1/rag/documents: documents for the collection that a route answers from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    model: str = Field(min_length=1)
+    documents: list[NewDocument] = Field(min_length=1, max_length=64)
+
+
 class VectorStoreSearchRequest(BaseModel):
     """POST /v1/vector_stores/{route}/search, OpenAI's form of the same."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rag import queries
 from rag.access import Access
+from rag.context import merged
 from services.errors import EkibenError, RetrievalUnavailable
 from services.protocol import plain_text
 
@@ -29,6 +30,10 @@ class Collection(Protocol):
 
     def fit(self, passages: list[Passage]) -> Context:
         """Number the passages and cut them to the collection's budget."""
+        ...
+
+    def documents(self, access: Access | None) -> dict[str, dict[str, Any]]:
+        """Return what is told of each document that may be found, by its source."""
         ...
 
 
@@ -56,14 +61,6 @@ async def find_passages(
         raise RetrievalUnavailable("The documents could not be searched; try again.") from error
     shown = await asyncio.to_thread(lambda: [guard.review_passage(passage.text) for passage in found])
     return [replace(passage, text=text) for passage, text in zip(found, shown, strict=True) if text is not None]
-
-
-def merged(lists: Sequence[Sequence[Passage]]) -> list[Passage]:
-    """Return the best passages of several searches, each once with its best score, as many as the longest list has."""
-    best: dict[tuple[str, int, str, str], Passage] = {}
-    for passage in sorted((passage for found in lists for passage in found), key=lambda passage: -passage.score):
-        best.setdefault((passage.source, passage.page, passage.heading, passage.text), passage)
-    return list(best.values())[: max(map(len, lists), default=0)]
 
 
 async def _wordings(route: Route, model: Model, messages: Sequence[dict[str, Any]]) -> list[str]:

@@ -1,6 +1,6 @@
 """Passages as the prompt and the sources see them."""
 
-from rag.context import Context, Passage
+from rag.context import Context, Passage, merged
 from rag.lexical import tokens
 
 REFUNDS = Passage("A ticket can be returned free of charge.", "tickets.md", 0, "Tickets > Refunds", 0.9)
@@ -34,3 +34,11 @@ def test_terms_of_both_languages():
     assert tokens("Returned tickets") == ["return", "ticket"]
     assert tokens("退票") == ["退", "票", "退票"]
     assert tokens("…!?") == []
+
+
+def test_the_best_of_several_searches_each_once():
+    better = Passage(PETS.text, PETS.source, PETS.page, PETS.heading, 0.95)
+
+    assert merged([[REFUNDS, PETS], [better]]) == [better, REFUNDS]
+    assert merged([[REFUNDS], [PETS]]) == [REFUNDS]
+    assert merged([]) == []

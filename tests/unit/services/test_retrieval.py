@@ -7,7 +7,6 @@ import pytest
 from rag.context import Passage
 from services.errors import EngineUnavailable
 from services.protocol import ChatRequest, parse
-from services.retrieval import merged
 
 BIKES = Passage("A bicycle costs 11 euros.", "a.md", 0, "Bicycles", 0.9)
 DOGS = Passage("Dogs travel free.", "a.md", 1, "Dogs", 0.4)
@@ -109,11 +108,3 @@ async def test_sources_say_which_of_them_are_cited(pipeline, papers, engine):
     assert not body["ekiben"]["abstained"]
     events = [event async for event in pipeline.stream(chat(stream=True))]
     assert [s["cited"] for s in events[-1]["ekiben"]["sources"]] == [False, True]
-
-
-def test_the_best_of_several_searches_each_once():
-    better = Passage(DOGS.text, DOGS.source, DOGS.page, DOGS.heading, 0.95)
-
-    assert merged([[BIKES, DOGS], [better]]) == [better, BIKES]
-    assert merged([[BIKES], [DOGS]]) == [BIKES]
-    assert merged([]) == []
