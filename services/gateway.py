@@ -29,7 +29,6 @@ from guards.names import open_names
 from guards.onnx_classifier import OnnxClassifier
 from guards.pii import ENTITIES, Span, find_pii
 from models.layers import linear_layers
-from rag.collection import Collection
 from rag.embedding import DIMENSIONS, CallableEmbeddings, MultilingualE5
 from services.api import EmbeddingModel, Parts, create_app
 from services.bundle import Bundle, LoadedBundle, load_bundle
@@ -44,6 +43,7 @@ from services.engine import (
     vllm_environment,
 )
 from services.engine_client import EngineClient, EngineWatch
+from services.indexes import open_collection
 from services.layout import this_machine
 from services.lock import read_lock
 from services.pipeline import Pipeline
@@ -210,13 +210,7 @@ async def compose() -> AsyncGenerator[Parts]:
         return (await embed(text, kind))[0]
 
     embedder = loaded.bundle.embedder.name
-    collections = {
-        name: Collection(
-            stored_path(lock.indexes[name]), embedder=embedder, embeddings=CallableEmbeddings(vector), top_k=entry.top_k,
-            dense_weight=entry.dense_weight, min_score=entry.min_score, max_context_characters=entry.max_context_characters,
-        )
-        for name, entry in loaded.bundle.collections.items()
-    }  # fmt: skip
+    collections = {name: open_collection(loaded, name, lock, CallableEmbeddings(vector)) for name in loaded.bundle.collections}
     telemetry = Telemetry()
     # The first request would wait for Presidio's imports otherwise; /livez must not.
     warming = asyncio.create_task(asyncio.to_thread(_warm))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os  # noqa: TID251  here it is read
 from pathlib import Path
 from typing import Literal
 
@@ -56,6 +57,11 @@ class Settings(BaseSettings):
     def engine(self) -> str:
         """Base URL of the engine."""
         return (self.engine_url or f"http://127.0.0.1:{self.engine_port}").rstrip("/")
+
+
+def environment(name: str) -> str | None:
+    """Return a variable that bundle.yaml names."""
+    return os.environ.get(name)
 
 
 def load_settings() -> Settings:
