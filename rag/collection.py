@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rag.access import Access
 from rag.context import Context, Passage, merged
 from rag.embedded import EmbeddedStore
-from rag.index import read_card
+from rag.index import UnusableIndex, check_card, read_index
 from rag.retriever import HybridRetriever
+from rag.store import ChunkStore
 from rag.uploads import Uploads
+from rag.versions import Versions, card_of
 
 if TYPE_CHECKING:
     from langchain_core.documents import Document
@@ -20,34 +23,61 @@ if TYPE_CHECKING:
 
 
 class Collection:
-    """A collection that is open for search."""
+    """A collection that is open for search: an index in a folder, or the current version on a server."""
 
     def __init__(
-        self, index: Path, *, embedder: str, embeddings: Embeddings, top_k: int, dense_weight: float, min_score: float,
+        self, index: Path | Versions, *, embedder: str, embeddings: Embeddings, top_k: int, dense_weight: float, min_score: float,
         max_context_characters: int,
     ) -> None:  # fmt: skip
-        self.card = read_card(index, embedder)
         self._min_score = min_score
         self._budget = max_context_characters
-        self.retriever = HybridRetriever(
-            store=EmbeddedStore(index, embeddings), access=None, dense_weight=dense_weight, top_k=top_k
-        )
+        self._embedder = embedder
+        self._versions = None if isinstance(index, Path) else index
+        version: str | None = None
+        if isinstance(index, Path):
+            self._card = check_card(read_index(index), embedder)
+            store: ChunkStore = EmbeddedStore(index, embeddings)
+        else:
+            version, store = self._newest(index, embeddings)
+        self._searched = (version, HybridRetriever(store=store, access=None, dense_weight=dense_weight, top_k=top_k))
 
     async def search(self, question: str, access: Access | None, top_k: int | None = None) -> list[Passage]:
-        """Return the passages that may be found, best first, at most `top_k`; no access looks at everything, for tools."""
-        changes = {"access": access, "top_k": top_k or self.retriever.top_k}
-        documents = await self.retriever.model_copy(update=changes).ainvoke(question)
-        passages = [_passage(document) for document in documents]
+        """Return the passages that may be found, best first, at most `top_k`; no access looks at everything, for tools.
+
+        On a server, a search begins and ends in one version. Raises StoreError.
+        """
+        if self._versions is not None:
+            await asyncio.to_thread(self._follow, self._versions)
+        version, retriever = self._searched
+        name = f"{self._versions.collection}:{version}" if self._versions else None
+        changes = {"access": access, "top_k": top_k or retriever.top_k}
+        documents = await retriever.model_copy(update=changes).ainvoke(question)
+        passages = [_passage(document, name) for document in documents]
         return [passage for passage in passages if passage.score >= self._min_score]
 
     def documents(self, access: Access | None) -> dict[str, dict[str, Any]]:
-        """Return what the card tells of each document that may be found, by its source."""
-        told: dict[str, dict[str, Any]] = self.card["sources"]
+        """Return what the card tells of each document that may be found, by its source. Raises StoreError."""
+        if self._versions is not None:
+            self._follow(self._versions)
         return {
             source: one
-            for source, one in told.items()
+            for source, one in self._card["sources"].items()
             if one.get("chunks") and (access is None or access.allows(one["tenant"], frozenset(one["labels"])))
         }
+
+    def _follow(self, versions: Versions) -> None:
+        """Go where the pointer points."""
+        opened, retriever = self._searched
+        if versions.current() != opened:
+            version, store = self._newest(versions, retriever.store.embeddings)
+            self._searched = (version, retriever.model_copy(update={"store": store}))
+
+    def _newest(self, versions: Versions, embeddings: Embeddings) -> tuple[str, ChunkStore]:
+        version = versions.current()
+        if version is None:
+            raise UnusableIndex(f"the server has no index {versions.collection!r}; run `ekiben rag ingest`")
+        self._card = check_card(card_of(versions, version), self._embedder)
+        return version, versions.open(version, embeddings)
 
     def fit(self, passages: list[Passage]) -> Context:
         """Number the passages and keep as many as the budget holds; the first is kept, cut off if it must be."""
@@ -57,19 +87,25 @@ class Collection:
             length = len(passage.titled)
             if length > left and kept:
                 break
-            kept.append(
-                passage
-                if length <= left
-                else Passage(passage.text[:left], passage.source, passage.page, passage.heading, passage.score)
-            )
+            kept.append(passage if length <= left else replace(passage, text=passage.text[:left]))
             left -= length
         return Context(tuple(kept))
+
+
+class Searchable(Protocol):
+    """What is needed of a collection that can grow."""
+
+    async def search(self, question: str, access: Access | None, top_k: int | None = None) -> list[Passage]: ...  # noqa: D102
+
+    def documents(self, access: Access | None) -> dict[str, dict[str, Any]]: ...  # noqa: D102
+
+    def fit(self, passages: list[Passage]) -> Context: ...  # noqa: D102
 
 
 class GrowingCollection:
     """A collection, and what callers added to it, searched together; `open_index` opens the index of these."""
 
-    def __init__(self, collection: Collection, uploads: Uploads, open_index: Callable[[Path], Collection]) -> None:
+    def __init__(self, collection: Searchable, uploads: Uploads, open_index: Callable[[Path], Collection]) -> None:
         self.collection, self.uploads, self._open = collection, uploads, open_index
         self._added: tuple[Path, Collection] | None = None
 
@@ -101,6 +137,6 @@ class GrowingCollection:
         return None
 
 
-def _passage(document: Document) -> Passage:
+def _passage(document: Document, index: str | None) -> Passage:
     told = document.metadata
-    return Passage(document.page_content, told["source"], told["page"], told["heading"], told["score"])
+    return Passage(document.page_content, told["source"], told["page"], told["heading"], told["score"], index)

@@ -22,6 +22,8 @@ class Passage:
     page: int
     heading: str
     score: float
+    index: str | None = None
+    """Name and version of the index it was found in, where that may change from one search to the next."""
 
     @property
     def titled(self) -> str:
@@ -42,6 +44,11 @@ class Context:
     """Numbered passages as the prompt and the answer's sources see them."""
 
     passages: tuple[Passage, ...]
+
+    @property
+    def index(self) -> str | None:
+        """Name and version of the index, where the passages know it."""
+        return self.passages[0].index if self.passages else None
 
     @property
     def text(self) -> str:

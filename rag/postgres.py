@@ -1,4 +1,7 @@
-"""PostgreSQL with pgvector as the store: two tables for each version, chunks with their vectors and words with their weights."""
+"""PostgreSQL with pgvector as the store: a version is a table of chunks with vectors, one of words with weights, one of owners.
+
+Chunks are wide. So that words are counted without them, each word's row names its owner: a tenant with labels.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +89,7 @@ class PostgresVersions(Versions):
 
     def __init__(self, url: str, collection: str) -> None:
         self._server = _Server(url)
-        self._collection = collection
+        self.collection = collection
 
     def all(self) -> list[Version]:
         """Return the registered versions, oldest first."""
@@ -95,18 +98,18 @@ class PostgresVersions(Versions):
             FROM ekiben.versions v LEFT JOIN ekiben.current c USING (collection, version)
             WHERE v.collection = %s ORDER BY v.made, v.version"""
         with self._server() as connection:
-            return [Version(*row) for row in connection.execute(query, [self._collection])]
+            return [Version(*row) for row in connection.execute(query, [self.collection])]
 
     def card(self, version: str) -> dict[str, Any] | None:
         """Return how a registered version was made; None where there is no such version."""
         query = "SELECT card FROM ekiben.versions WHERE collection = %s AND version = %s"
         with self._server() as connection:
-            row = connection.execute(query, [self._collection, version]).fetchone()
+            row = connection.execute(query, [self.collection, version]).fetchone()
         return row and row[0]
 
     def begin(self, version: str, dimensions: int) -> PostgresStore:
         """Return an empty store for a version."""
-        chunks, words = self._tables(version)
+        chunks, words, owners = self._tables(version)
         kinds = {**_COLUMNS, "vector": f"vector({dimensions:d})"}
         columns = SQL(", ").join(
             SQL("{} {} NOT NULL").format(Identifier(name), SQL(kind))  # pyright: ignore[reportArgumentType]  our own
@@ -120,26 +123,29 @@ class PostgresVersions(Versions):
             connection.execute(
                 SQL(
                     "CREATE TABLE {} (term text NOT NULL, n int8 NOT NULL REFERENCES {} ON DELETE CASCADE,"
-                    " weight float4 NOT NULL)"
+                    " weight float4 NOT NULL, owner int4 NOT NULL)"
                 ).format(words, chunks)
             )
-        return PostgresStore(self._server, chunks, words, NoEmbeddings())
+            connection.execute(
+                SQL("CREATE TABLE {} (owner int4 PRIMARY KEY, tenant text NOT NULL, labels text[] NOT NULL)").format(owners)
+            )
+        return PostgresStore(self._server, self._tables(version), NoEmbeddings())
 
     def register(self, version: str, card: dict[str, Any]) -> None:
         """Say that a version is whole."""
-        chunks, _ = self._tables(version)
+        chunks, _, _ = self._tables(version)
         query = SQL("INSERT INTO ekiben.versions (collection, version, card, chunks) SELECT %s, %s, %s, count(*) FROM {}")
         with self._server() as connection:
-            connection.execute(query.format(chunks), [self._collection, version, Jsonb(card)])
+            connection.execute(query.format(chunks), [self.collection, version, Jsonb(card)])
 
     def open(self, version: str, embeddings: Embeddings) -> PostgresStore:
         """Return the store of a registered version."""
-        return PostgresStore(self._server, *self._tables(version), embeddings)
+        return PostgresStore(self._server, self._tables(version), embeddings)
 
     def current(self) -> str | None:
         """Return the version that is searched; None where none is."""
         with self._server() as connection:
-            row = connection.execute("SELECT version FROM ekiben.current WHERE collection = %s", [self._collection]).fetchone()
+            row = connection.execute("SELECT version FROM ekiben.current WHERE collection = %s", [self.collection]).fetchone()
         return row and row[0]
 
     def switch(self, version: str) -> None:
@@ -148,32 +154,32 @@ class PostgresVersions(Versions):
             INSERT INTO ekiben.current (collection, version) VALUES (%s, %s)
             ON CONFLICT (collection) DO UPDATE SET version = excluded.version"""
         with self._server() as connection:
-            connection.execute(query, [self._collection, version])
+            connection.execute(query, [self.collection, version])
 
     def remove(self, version: str) -> None:
         """Remove a version, whole or not; the one that is searched is refused by its foreign key."""
-        chunks, words = self._tables(version)
         with self._server() as connection:
-            connection.execute("DELETE FROM ekiben.versions WHERE collection = %s AND version = %s", [self._collection, version])
-            connection.execute(SQL("DROP TABLE IF EXISTS {}, {}").format(words, chunks))
+            connection.execute("DELETE FROM ekiben.versions WHERE collection = %s AND version = %s", [self.collection, version])
+            connection.execute(SQL("DROP TABLE IF EXISTS {1}, {2}, {0}").format(*self._tables(version)))
 
     def close(self) -> None:
         """Let go of connections."""
         self._server.close()
 
-    def _tables(self, version: str) -> tuple[Identifier, Identifier]:
+    def _tables(self, version: str) -> tuple[Identifier, Identifier, Identifier]:
         # Names in PostgreSQL end after 63 bytes, and two collections may have the same documents.
-        name = f"{hashlib.sha256(self._collection.encode()).hexdigest()[:8]}_{version}"
-        return Identifier("ekiben", f"chunks_{name}"), Identifier("ekiben", f"words_{name}")
+        name = f"{hashlib.sha256(self.collection.encode()).hexdigest()[:8]}_{version}"
+        chunks, words, owners = (Identifier("ekiben", f"{kind}_{name}") for kind in ("chunks", "words", "owners"))
+        return chunks, words, owners
 
 
 class PostgresStore(ChunkStore):
     """One version: cosine distance by pgvector, BM25 as a sum of weights that were worked out when it was finished."""
 
-    def __init__(self, server: _Server, chunks: Identifier, words: Identifier, embeddings: Embeddings) -> None:
+    def __init__(self, server: _Server, tables: tuple[Identifier, Identifier, Identifier], embeddings: Embeddings) -> None:
         super().__init__(embeddings)
         self._server = server
-        self._names = {"chunks": chunks, "words": words}
+        self._names = dict(zip(("chunks", "words", "owners"), tables, strict=True))
 
     def _sql(self, query: Any, **parts: Any) -> Composed:
         return SQL(query).format(**self._names, **parts)
@@ -204,17 +210,21 @@ class PostgresStore(ChunkStore):
     def finish(self) -> None:
         """Index what was written since, in one transaction."""
         with self._server() as connection, connection.cursor() as cursor:
-            rows = cursor.execute(self._sql("SELECT n, heading, text FROM {chunks} ORDER BY n")).fetchall()
-            cursor.execute(self._sql("TRUNCATE {words}"))
-            texts = [searched(Document(page_content=text, metadata={"heading": heading})) for _, heading, text in rows]
-            with cursor.copy(self._sql("COPY {words} (term, n, weight) FROM STDIN (FORMAT BINARY)")) as copy:
-                copy.set_types(["text", "int8", "float4"])
+            rows = cursor.execute(self._sql("SELECT n, tenant, labels, heading, text FROM {chunks} ORDER BY n")).fetchall()
+            cursor.execute(self._sql("TRUNCATE {words}, {owners}"))
+            kinds: dict[tuple[str, tuple[str, ...]], int] = {}
+            numbers = [(n, kinds.setdefault((tenant, tuple(labels)), len(kinds))) for n, tenant, labels, _, _ in rows]
+            cursor.executemany(
+                self._sql("INSERT INTO {owners} VALUES (%s, %s, %s)"), [(n, kind[0], list(kind[1])) for kind, n in kinds.items()]
+            )
+            texts = [searched(Document(page_content=text, metadata={"heading": heading})) for *_, heading, text in rows]
+            with cursor.copy(self._sql("COPY {words} (term, n, weight, owner) FROM STDIN (FORMAT BINARY)")) as copy:
+                copy.set_types(["text", "int8", "float4", "int4"])
                 for term, places, scores in weights(texts):
                     for place, score in zip(places, scores, strict=True):
-                        copy.write_row([_key(term), rows[place][0], score])
-            cursor.execute(
-                self._sql("CREATE INDEX IF NOT EXISTS {name} ON {words} (term) INCLUDE (n, weight)", name=self._index("t"))
-            )
+                        number, owner = numbers[place]
+                        copy.write_row([_key(term), number, score, owner])
+            cursor.execute(self._sql("CREATE INDEX IF NOT EXISTS {name} ON {words} (term)", name=self._index("t")))
             if len(rows) >= ANN_ROWS:
                 cursor.execute("SET LOCAL maintenance_work_mem = '512MB'")
                 cursor.execute(
@@ -223,7 +233,7 @@ class PostgresStore(ChunkStore):
                         name=self._index("v"),
                     )
                 )
-            cursor.execute(self._sql("ANALYZE {chunks}, {words}"))
+            cursor.execute(self._sql("ANALYZE {chunks}, {words}, {owners}"))
 
     def _index(self, kind: str) -> Identifier:
         return Identifier(f"{self._names['chunks'].as_string().rpartition('.')[2].strip(chr(34))}_{kind}")
@@ -284,13 +294,16 @@ class PostgresStore(ChunkStore):
         asked = {"terms": list(terms), "times": list(terms.values()), "k": k, **_told(access)}
         query = self._sql(
             """
-            SELECT c.id, sum(w.weight::float8 * q.times) AS score
-            FROM unnest(%(terms)s::text[], %(times)s::int4[]) AS q(term, times)
-            JOIN {words} w USING (term) JOIN {chunks} c USING (n)
-            WHERE {allowed} GROUP BY c.id ORDER BY score DESC, c.id LIMIT %(k)s""",
+            SELECT c.id, found.score FROM (
+                SELECT w.n, sum(w.weight::float8 * q.times) AS score
+                FROM unnest(%(terms)s::text[], %(times)s::int4[]) AS q(term, times) JOIN {words} w USING (term)
+                WHERE w.owner = ANY (ARRAY(SELECT c.owner FROM {owners} c WHERE {allowed}))
+                GROUP BY w.n ORDER BY score DESC, w.n LIMIT %(k)s
+            ) found JOIN {chunks} c USING (n) ORDER BY found.score DESC, n""",
             allowed=_allowed(access),
         )
         with self._server() as connection:
+            connection.execute("SET LOCAL jit = off")  # compiling takes longer than the query
             return {identity: float(score) for identity, score in connection.execute(query, asked)}
 
     def close(self) -> None:

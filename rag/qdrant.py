@@ -32,7 +32,7 @@ class QdrantVersions(Versions):
 
     def __init__(self, client: QdrantClient, collection: str) -> None:
         self._client = client
-        self._collection = collection
+        self.collection = collection
         with _reported():
             if not client.collection_exists(_REGISTRY):
                 client.create_collection(_REGISTRY, vectors_config={})
@@ -40,7 +40,7 @@ class QdrantVersions(Versions):
     def all(self) -> list[Version]:
         """Return the registered versions, oldest first."""
         current = self.current()
-        mine = models.Filter(must=[models.FieldCondition(key="collection", match=models.MatchValue(value=self._collection))])
+        mine = models.Filter(must=[models.FieldCondition(key="collection", match=models.MatchValue(value=self.collection))])
         with _reported():
             points = [point for batch in _scrolled(self._client, _REGISTRY, mine) for point in batch]
         found = [point.payload or {} for point in points]
@@ -73,7 +73,7 @@ class QdrantVersions(Versions):
     def register(self, version: str, card: dict[str, Any]) -> None:
         """Say that a version is whole."""
         told = {
-            "collection": self._collection, "version": version, "card": card, "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S.%f}",
+            "collection": self.collection, "version": version, "card": card, "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S.%f}",
             "chunks": QdrantStore(self._client, self._name(version), NoEmbeddings()).count(),
         }  # fmt: skip
         with _reported():
@@ -87,12 +87,12 @@ class QdrantVersions(Versions):
         """Return the version that is searched; None where none is."""
         with _reported():
             aliases = self._client.get_aliases().aliases
-        return next((a.collection_name.rpartition(".")[2] for a in aliases if a.alias_name == self._collection), None)
+        return next((a.collection_name.rpartition(".")[2] for a in aliases if a.alias_name == self.collection), None)
 
     def switch(self, version: str) -> None:
         """Let searches that begin from now on go to this version: one request changes the alias."""
-        new = models.CreateAlias(collection_name=self._name(version), alias_name=self._collection)
-        old = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=self._collection))
+        new = models.CreateAlias(collection_name=self._name(version), alias_name=self.collection)
+        old = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=self.collection))
         changes = [models.CreateAliasOperation(create_alias=new)]
         with _reported():
             self._client.update_collection_aliases([old, *changes] if self.current() else changes)
@@ -109,7 +109,7 @@ class QdrantVersions(Versions):
         self._client.close()
 
     def _name(self, version: str) -> str:
-        return f"{self._collection}.{version}"
+        return f"{self.collection}.{version}"
 
     def _point(self, version: str) -> str:
         return _uuid(self._name(version))

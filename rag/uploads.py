@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from langchain_core.embeddings import Embeddings
 
-from rag.index import Check, Recipe, build_index, index_digest, read_card
+from rag.index import Check, Recipe, build_index, index_digest, read_index
 from rag.survey import Place
 
 LOCK_SECONDS = 60
@@ -119,9 +119,9 @@ class Uploads:
             path = self._path(tenant, identity)
             if not path.exists():
                 return False
-            earlier = {path: path.read_bytes()}
+            content = path.read_bytes()
             path.unlink()
-            self._rebuild(earlier)
+            self._rebuild({path: content})
         return True
 
     def all(self) -> list[Upload]:
@@ -171,7 +171,7 @@ class Uploads:
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir()
         report = build_index(survey, building, self._recipe, embeddings=self._embeddings, earlier=before, check=self._check)
-        sources = read_card(building, self._recipe.embedder)["sources"]
+        sources = read_index(building)["sources"]
         empty = {name: _EMPTY for name, told in sources.items() if told.get("chunks") == 0}
         shutil.rmtree(self._folder / name, ignore_errors=True)
         building.rename(self._folder / name)

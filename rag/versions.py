@@ -8,7 +8,7 @@ from typing import Any
 
 from langchain_core.embeddings import Embeddings
 
-from rag.store import ChunkStore
+from rag.store import ChunkStore, StoreError
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,9 @@ class Versions(ABC):
 
     Every method raises StoreError when the server is not there or refuses.
     """
+
+    collection: str
+    """The name on the server."""
 
     @abstractmethod
     def all(self) -> list[Version]:
@@ -62,3 +65,12 @@ class Versions(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go of connections."""
+
+
+def card_of(versions: Versions, version: str) -> dict[str, Any]:
+    """Return how a version was made; raises StoreError when there is none."""
+    card = versions.card(version)
+    if card is None:
+        known = ", ".join(one.name for one in versions.all()) or "none"
+        raise StoreError(f"{versions.collection} has no version {version!r}; there is: {known}")
+    return card

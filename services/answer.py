@@ -177,6 +177,8 @@ class AnswerGuard:
 
     def _about(self, *, final: bool) -> dict[str, Any]:
         about: dict[str, Any] = {k: v for k, v in self._route.versions().items() if v is not None}
+        if self._context is not None and self._context.index is not None:
+            about["index"] = self._context.index
         if final:
             about["guards"] = [finding.as_dict() for finding in self._guard.findings]
             if self._grounded:

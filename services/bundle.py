@@ -7,11 +7,12 @@ line and what to do about it. Nothing here imports a heavy package: `ekiben chec
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -31,8 +32,22 @@ from services.target import Target, find_device, find_target
 AdapterReference = Annotated[str, Field(pattern=REFERENCE)]
 Share = Annotated[float, Field(gt=0, description="share of the requests, relative to the others'")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+SERVERS = ("postgresql://", "http://", "https://")
 _WEB = ("http://", "https://")
 SOURCE = r"^(pypi:[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+|hf:[\w.-]+/[\w.-]+@[0-9a-f]{40}|path:.+)$"
+
+
+PASSWORD = re.compile(r":\$\{([A-Za-z_][A-Za-z0-9_]*)\}@")
+"""Where a URL wants a password from the environment."""
+
+
+def secret_in(url: str) -> str | None:
+    """Return what is wrong with a server's URL that holds a secret, or None."""
+    plain = urlsplit(PASSWORD.sub("@", url, count=1))
+    told = "write ${VARIABLE} in its place, which is read from the environment, or leave it to libpq (PGPASSWORD)"
+    if plain.password or any(re.search("pass|key|token|secret", name, re.IGNORECASE) for name in parse_qs(plain.query)):
+        return f"a password in bundle.yaml would be packed with it; {told}"
+    return None
 
 
 class _Strict(BaseModel):
@@ -291,6 +306,12 @@ class Collection(_Strict):
     tenant: str = Field(
         default="", description="tenant that the documents belong to where they do not tell; left out: everybody's"
     )
+    store: str | None = Field(
+        default=None,
+        pattern=r"^(postgresql|https?)://",
+        description="a server that holds the index: postgresql://USER@HOST/DATABASE (with pgvector), or http(s)://HOST:6333 "
+        "(Qdrant); a password, Qdrant's API key too, stands as ${VARIABLE}; left out: the index is in the Bento",
+    )
     policy: Name | None = Field(default=None, description="guard policy whose checks of passages every chunk must pass")
     uploads: Uploads | None = Field(default=None, description="lets callers add documents; left out, nobody may")
     chunk_characters: int = Field(default=900, ge=100, le=8000, description="longest chunk, in characters")
@@ -317,6 +338,8 @@ class Collection(_Strict):
             raise ValueError("a URL belongs into sources, and its host into allow_hosts")
         if len(set(self.sources)) < len(self.sources):
             raise ValueError("a source stands twice in sources; keep one")
+        if self.store is not None and (problem := secret_in(self.store)):
+            raise ValueError(problem)
         for url in self.urls:
             parts = urlsplit(url)
             if not parts.hostname or parts.username is not None:

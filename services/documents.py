@@ -74,7 +74,9 @@ async def add(pipeline: Pipeline, desks: Mapping[str, Desk], body: bytes, caller
     try:
         change = await asyncio.to_thread(desk.uploads.put, uploads)
     except UnusableIndex:
-        raise InvalidRequest("Nothing of the documents may be in the index, by the collection's policy.", param="documents") from None
+        raise InvalidRequest(
+            "Nothing of the documents may be in the index, by the collection's policy.", param="documents"
+        ) from None
     except UploadsBusy as error:
         raise Unavailable(f"The documents cannot be changed now: {error}.") from error
     except Exception as error:
@@ -116,7 +118,9 @@ async def remove(pipeline: Pipeline, desks: Mapping[str, Desk], name: str, ident
     route = store(pipeline, name)
     desk = _desk(desks, route, caller)
     access = Access(caller.tenant, caller.roles)
-    mine = next((one for one in await asyncio.to_thread(desk.uploads.all) if (one.tenant, one.id) == (caller.tenant, identity)), None)
+    mine = next(
+        (one for one in await asyncio.to_thread(desk.uploads.all) if (one.tenant, one.id) == (caller.tenant, identity)), None
+    )
     if mine is None or not access.allows(mine.tenant, frozenset(mine.labels)):
         raise UnknownDocument(f"You have no document {identity[:128]!r}.")
     try:
@@ -153,7 +157,9 @@ def _desk(desks: Mapping[str, Desk], route: Route, caller: Caller) -> Desk:
     if desk is None:
         raise InvalidRequest(f"The documents of {route.name!r} come with the box; it takes no others.", param="model")
     if caller.roles.isdisjoint(desk.writers):
-        raise Forbidden(f"Adding and deleting documents of {route.name!r} needs one of the roles {', '.join(sorted(desk.writers))}.")
+        raise Forbidden(
+            f"Adding and deleting documents of {route.name!r} needs one of the roles {', '.join(sorted(desk.writers))}."
+        )
     return desk
 
 

@@ -24,17 +24,22 @@ from bentoml.models import BentoModel
 from adapters.gate import BaseModel, check_adapter
 from adapters.registry import RegistryFile
 from guards.detectors import Detectors
+from guards.guard import Guard
 from guards.injection import assess
 from guards.names import open_names
 from guards.onnx_classifier import OnnxClassifier
 from guards.pii import ENTITIES, Span, find_pii
 from models.layers import linear_layers
-from rag.collection import Collection
+from rag.collection import GrowingCollection, Searchable
 from rag.embedding import DIMENSIONS, CallableEmbeddings, MultilingualE5
+from rag.index import Recipe
+from rag.uploads import Uploads
 from services.api import EmbeddingModel, Parts, create_app
 from services.bundle import Bundle, LoadedBundle, load_bundle
+from services.bundle import Uploads as UploadSettings
 from services.caller import CallerHeaders
 from services.child import end_group
+from services.documents import Desk
 from services.engine import (
     command,
     find_device,
@@ -44,6 +49,7 @@ from services.engine import (
     vllm_environment,
 )
 from services.engine_client import EngineClient, EngineWatch
+from services.indexes import open_collection, open_index
 from services.layout import this_machine
 from services.lock import read_lock
 from services.pipeline import Pipeline
@@ -210,18 +216,21 @@ async def compose() -> AsyncGenerator[Parts]:
         return (await embed(text, kind))[0]
 
     embedder = loaded.bundle.embedder.name
-    collections = {
-        name: Collection(
-            stored_path(lock.indexes[name]), embedder=embedder, embeddings=CallableEmbeddings(vector), top_k=entry.top_k,
-            dense_weight=entry.dense_weight, min_score=entry.min_score, max_context_characters=entry.max_context_characters,
-        )
-        for name, entry in loaded.bundle.collections.items()
-    }  # fmt: skip
+    embeddings = CallableEmbeddings(vector, asyncio.get_running_loop())
+    collections: dict[str, Searchable] = {
+        name: open_collection(loaded, name, lock, embeddings) for name in loaded.bundle.collections
+    }
     telemetry = Telemetry()
     # The first request would wait for Presidio's imports otherwise; /livez must not.
     warming = asyncio.create_task(asyncio.to_thread(_warm))
     detectors = _detectors(gateway.finder if lock.finders() else None, asyncio.get_running_loop())
     policies = Policies(loaded, detectors)
+    desks: dict[str, Desk] = {}
+    for name, entry in loaded.bundle.collections.items():
+        if entry.uploads:
+            desks[name] = _desk(loaded, name, entry.uploads, embeddings, policies)
+            opened = partial(open_index, loaded, name, embeddings=embeddings)
+            collections[name] = GrowingCollection(collections[name], desks[name].uploads, opened)
     async with EngineClient(settings.engine) as engine:
         gateway.watch = EngineWatch(engine, settings.engine_grace_seconds)
         slots = Slots(
@@ -236,8 +245,20 @@ async def compose() -> AsyncGenerator[Parts]:
         async with slots.running(lock.adapter_versions()):
             pipeline = Pipeline(routes, engine, telemetry, collections, detectors)
             embedding = EmbeddingModel(embedder, DIMENSIONS, embed)
-            yield Parts(pipeline, embedding, settings.max_body_bytes, slots, token, callers)
+            yield Parts(pipeline, embedding, settings.max_body_bytes, slots, token, callers, desks)
     await warming
+
+
+def _desk(loaded: LoadedBundle, name: str, settled: UploadSettings, embeddings: CallableEmbeddings, policies: Policies) -> Desk:
+    """Where callers hand in documents of a collection; the replicas that share the state directory have the same ones."""
+    entry = loaded.bundle.collections[name]
+
+    def check(text: str) -> str | None:
+        return Guard(policies.get(entry.policy), policies.detectors).review_passage(text) if entry.policy else text
+
+    recipe = Recipe(entry.chunk_characters, loaded.bundle.embedder.name, policies.get(entry.policy).label if entry.policy else "")
+    folder = settings.uploads(lock.name, name)
+    return Desk(Uploads(folder, recipe, embeddings, check, settled.max_documents), frozenset(settled.writers))
 
 
 def _warm() -> None:

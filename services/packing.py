@@ -23,6 +23,7 @@ from services.bundle import LoadedBundle
 from services.engine import missing_libraries, usable_cores, vllm_arguments, vllm_environment
 from services.engine_process import engine_process, free_port
 from services.errors import GuardUnavailable
+from services.indexes import index_name, publish_index
 from services.lock import Lock, LockError, adapter_tag
 from services.recipes import RECIPES, refusal
 from services.settings import ROOT, load_settings
@@ -57,8 +58,9 @@ def pack(loaded: LoadedBundle, progress: Progress) -> Lock:
     folders = {name: loaded.root / entry.path for name, entry in loaded.bundle.adapters.items()}
     adapters = pack_adapters(loaded, model, folders, progress)
     indexes = {name: pack_index(loaded, name, progress) for name in loaded.bundle.collections}
+    carried = {name: tag for name, tag in indexes.items() if not loaded.bundle.collections[name].store}
     return Lock(
-        name=loaded.bundle.name, model=model, adapters=adapters, indexes=indexes,
+        name=loaded.bundle.name, model=model, adapters=adapters, indexes=carried,
         names=pack_names(loaded, progress), injection_model=pack_injection_model(loaded, progress),
     )  # fmt: skip
 
@@ -158,10 +160,18 @@ def pack_index(loaded: LoadedBundle, name: str, progress: Progress) -> str:
 
 
 def ingest(loaded: LoadedBundle, name: str, progress: Progress) -> tuple[str, Report]:
-    """Bring a collection's index into the store; return its tag and what became of the documents.
+    """Bring a collection's index into the store, and to its server where it has one; return its tag and the report.
 
-    The newest index of the collection lends what did not change. Raises UnusableIndex, GuardUnavailable.
+    The newest index of the collection lends what did not change. Raises UnusableIndex, GuardUnavailable, StoreError.
     """
+    tag, report = _ingested(loaded, name, progress)
+    if loaded.bundle.collections[name].store:
+        progress.step(f"collection {name}: to its server")
+        publish_index(loaded, name, tag, progress.advance)
+    return tag, report
+
+
+def _ingested(loaded: LoadedBundle, name: str, progress: Progress) -> tuple[str, Report]:
     from rag.embedding import MultilingualE5
     from rag.index import Recipe, build_index, index_digest, unchanged_report
 
@@ -170,7 +180,7 @@ def ingest(loaded: LoadedBundle, name: str, progress: Progress) -> tuple[str, Re
     survey = documents_of(loaded, name).survey()
     version, check = _passage_check(loaded, entry.policy, progress)
     recipe = Recipe(entry.chunk_characters, bundle.embedder.name, version)
-    stored = f"{bundle.name}-index-{name}"
+    stored = index_name(bundle.name, name)
     digest = index_digest(survey, recipe)
     tag = f"{stored}:{digest}"
     if is_stored(tag):

@@ -36,8 +36,8 @@ from services.protocol import ChatRequest, CompletionRequest, SearchRequest, pla
 from services.retrieval import find_passages
 
 if TYPE_CHECKING:
+    from rag.collection import Searchable
     from rag.context import Context, Passage
-    from services.retrieval import Collection
     from services.routing import Route, Routes
     from services.telemetry import Record, Telemetry
 
@@ -82,7 +82,7 @@ class Pipeline:
     routes: Routes
     engine: Engine
     telemetry: Telemetry
-    collections: Mapping[str, Collection] = field(default_factory=dict)
+    collections: Mapping[str, Searchable] = field(default_factory=dict)
     detectors: Detectors = field(default_factory=Detectors)
 
     def route(self, request: ChatRequest | CompletionRequest | SearchRequest, caller: Caller = ANYBODY) -> Route:

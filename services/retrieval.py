@@ -15,26 +15,11 @@ from services.protocol import plain_text
 
 if TYPE_CHECKING:
     from guards.guard import Guard
-    from rag.context import Context, Passage
+    from rag.collection import Searchable
+    from rag.context import Passage
     from services.routing import Route
 
 _WORDING_TOKENS = 128
-
-
-class Collection(Protocol):
-    """What is needed of a collection of documents."""
-
-    async def search(self, question: str, access: Access | None, top_k: int | None = None) -> list[Passage]:
-        """Return the passages that may be found, best first; as many as the collection's setting says, or top_k."""
-        ...
-
-    def fit(self, passages: list[Passage]) -> Context:
-        """Number the passages and cut them to the collection's budget."""
-        ...
-
-    def documents(self, access: Access | None) -> dict[str, dict[str, Any]]:
-        """Return what is told of each document that may be found, by its source."""
-        ...
 
 
 class Model(Protocol):
@@ -46,7 +31,7 @@ class Model(Protocol):
 
 
 async def find_passages(
-    route: Route, collection: Collection, model: Model, guard: Guard, messages: Sequence[dict[str, Any]], top_k: int | None = None
+    route: Route, collection: Searchable, model: Model, guard: Guard, messages: Sequence[dict[str, Any]], top_k: int | None = None
 ) -> list[Passage]:
     """Return passages for the last of a user's messages, best first, as the guard lets them through.
 

@@ -82,7 +82,7 @@ class Routes:
                 model=lock.model,
                 adapters=route.shares(),
                 adapter=None,
-                index=lock.indexes[route.collection] if route.collection else None,
+                index=lock.indexes.get(route.collection) if route.collection else None,
                 engine_model=loaded.bundle.model.name,
                 judge_model=loaded.bundle.model.name,
                 prompt=loaded.prompts[route.prompt],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os  # noqa: TID251  here it is read
 from pathlib import Path
 from typing import Literal
 
@@ -32,7 +33,7 @@ class Settings(BaseSettings):
     )
     state_dir: Path = Field(
         default_factory=lambda: Path.home() / ".local" / "state" / "ekiben",
-        description="which adapter versions are served; replicas that share it agree",
+        description="which adapter versions are served, and documents that callers added; replicas that share it agree",
     )
     engine_grace_seconds: float = Field(
         default=30.0, ge=0, description="how long an engine that was up may be away before /livez fails"
@@ -52,10 +53,19 @@ class Settings(BaseSettings):
         """The file that says which adapter versions of a bundle are served."""
         return self.state_dir / bundle / "adapters.json"
 
+    def uploads(self, bundle: str, collection: str) -> Path:
+        """The folder of the documents that callers added to a collection."""
+        return self.state_dir / bundle / "uploads" / collection
+
     @property
     def engine(self) -> str:
         """Base URL of the engine."""
         return (self.engine_url or f"http://127.0.0.1:{self.engine_port}").rstrip("/")
+
+
+def environment(name: str) -> str | None:
+    """Return a variable that bundle.yaml names."""
+    return os.environ.get(name)
 
 
 def load_settings() -> Settings:

@@ -1,13 +1,17 @@
-"""`ekiben rag`: documents: ingest a collection, search it."""
+"""`ekiben rag`: documents: ingest a collection, search it, its index's versions, and where it is."""
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 
+from services.bundle import SERVERS, secret_in
 from services.caller import DEFAULT_TENANT
 from services.cli.console import Bar, BundleOption, JsonOption, err, fail, load, out, reported, write_lock
 from services.settings import load_settings
@@ -15,7 +19,9 @@ from services.settings import load_settings
 if TYPE_CHECKING:
     from services.bundle import Collection, LoadedBundle
 
-app = typer.Typer(help="Documents: ingest a collection, search it.", no_args_is_help=True)
+CollectionName = Annotated[str, typer.Argument(metavar="COLLECTION", help="Name of the collection in bundle.yaml.")]
+VersionName = Annotated[str, typer.Argument(metavar="VERSION", help="As `ekiben rag versions` prints it.")]
+app = typer.Typer(help="Documents: ingest a collection, search it, keep its versions, move it.", no_args_is_help=True)
 
 
 @app.command("ingest")
@@ -25,6 +31,8 @@ def rag_ingest(
     as_json: JsonOption = False,  # noqa: FBT002  typer's way
 ) -> None:
     """Read a collection's documents into an index in the model store, and note it in bundle.lock.
+
+    A collection with a server (`store`) gets a version there, and is searched in it from the next search on.
 
     Only what is new or changed is read and embedded. Prints what became of every document.
     """
@@ -36,7 +44,7 @@ def rag_ingest(
     path = (bundle or load_settings().bundle).with_suffix(".lock")
     with reported(), Bar() as bar:
         tag, report = ingest(loaded, collection, bar)
-        if path.is_file():
+        if path.is_file() and not loaded.bundle.collections[collection].store:
             lock = read_lock(path)
             lock = lock.model_copy(update={"indexes": {**lock.indexes, collection: tag}})
             lock.write(path) if as_json else write_lock(lock, bundle)
@@ -64,22 +72,17 @@ def rag_search(
     import asyncio
 
     loaded = load(bundle)
-    entry = _known_collection(loaded, collection)
+    _known_collection(loaded, collection)
     from rag.access import Access
-    from rag.collection import Collection
     from rag.embedding import MultilingualE5
+    from services.indexes import open_collection
     from services.lock import read_lock
-    from services.store import stored_path
 
     everything = tenant is None and not label
     access = None if everything else Access(tenant or DEFAULT_TENANT, frozenset(label or ()))
     with reported():
         lock = read_lock((bundle or load_settings().bundle).with_suffix(".lock"))
-        opened = Collection(
-            stored_path(lock.indexes[collection]), embedder=loaded.bundle.embedder.name, embeddings=MultilingualE5(),
-            top_k=entry.top_k, dense_weight=entry.dense_weight, min_score=entry.min_score,
-            max_context_characters=entry.max_context_characters,
-        )  # fmt: skip
+        opened = open_collection(loaded, collection, lock, MultilingualE5())
         context = opened.fit(asyncio.run(opened.search(question, access)))
     if as_json:
         sys.stdout.write(json.dumps(context.sources(), ensure_ascii=False) + "\n")
@@ -88,6 +91,91 @@ def rag_search(
         where = source["source"] + (f", page {source['page']}" if source["page"] else "")
         out.print(f"({source['number']}) {source['score']:.3f} {where} {source['heading'] or ''}", markup=False, style="bold")
         out.print(source["excerpt"], markup=False)
+
+
+@app.command("versions")
+def rag_versions(collection: CollectionName, bundle: BundleOption = None, as_json: JsonOption = False) -> None:  # noqa: FBT002
+    """List the versions of a collection's index, oldest first, and which one is searched."""
+    loaded = load(bundle, folders=False)
+    _known_collection(loaded, collection)
+    from services.indexes import versions_of
+    from services.lock import read_lock
+
+    with reported():
+        found = versions_of(loaded, collection, read_lock(_lock_file(bundle)))
+    if as_json:
+        sys.stdout.write(json.dumps([asdict(version) for version in found]) + "\n")
+        return
+    table = Table("version", "made", "chunks", "searched", box=None, pad_edge=False)
+    for version in found:
+        table.add_row(version.name, version.made, str(version.chunks), "yes" if version.current else "-")
+    out.print(table)
+
+
+@app.command("switch")
+def rag_switch(collection: CollectionName, version: VersionName, bundle: BundleOption = None) -> None:
+    """Search a collection in another version, an earlier one too.
+
+    On a server it holds from the next search on, in every box; in the model store it is noted in bundle.lock, which a box
+    reads when it starts. `ekiben rag ingest` and `ekiben pack` go back to the documents as they are.
+    """
+    loaded = load(bundle, folders=False)
+    _known_collection(loaded, collection)
+    from services.indexes import switch
+    from services.lock import read_lock
+
+    with reported():
+        before = read_lock(_lock_file(bundle))
+        lock = switch(loaded, collection, version, before)
+    if lock != before:
+        write_lock(lock, bundle)
+    out.print(f"{collection} is searched in {version}", markup=False)
+
+
+@app.command("remove")
+def rag_remove(collection: CollectionName, version: VersionName, bundle: BundleOption = None) -> None:
+    """Remove a version of a collection's index; refused while it is the one that is searched."""
+    loaded = load(bundle, folders=False)
+    _known_collection(loaded, collection)
+    from services.indexes import remove
+    from services.lock import read_lock
+
+    with reported():
+        remove(loaded, collection, version, read_lock(_lock_file(bundle)))
+    out.print(f"removed {version}", markup=False)
+
+
+@app.command("move")
+def rag_move(
+    collection: CollectionName,
+    to: Annotated[str, typer.Option("--to", help="The server's URL as it would stand in bundle.yaml, or embedded.")],
+    bundle: BundleOption = None,
+) -> None:
+    """Copy the version that is searched to a server, or from there into the model store, without embedding anything again.
+
+    What arrives is compared with what was sent, and is not used unless it is the same. What was copied from stays.
+    """
+    loaded = load(bundle, folders=False)
+    _known_collection(loaded, collection)
+    from services.indexes import EMBEDDED, move
+    from services.lock import read_lock
+
+    if to != EMBEDDED and not to.startswith(SERVERS):
+        fail(f"--to is {EMBEDDED}, or a URL that begins with {', '.join(SERVERS)}")
+    if problem := secret_in(to):
+        fail(problem)
+    with reported(), Bar() as bar:
+        bar.step(f"collection {collection}: to {to}")
+        before = read_lock(_lock_file(bundle))
+        lock = move(loaded, collection, to, before, bar.advance)
+    if lock != before:
+        write_lock(lock, bundle)
+    line = "take `store` out of the collection" if to == EMBEDDED else f"write `store: {to}` into the collection"
+    out.print(f"copied and compared; now {line} in bundle.yaml", markup=False)
+
+
+def _lock_file(bundle: Path | None) -> Path:
+    return (bundle or load_settings().bundle).with_suffix(".lock")
 
 
 def _known_collection(loaded: LoadedBundle, name: str) -> Collection:

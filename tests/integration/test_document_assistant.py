@@ -11,13 +11,15 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from guards.detectors import Detectors
-from rag.collection import Collection
+from rag.collection import Collection, GrowingCollection
 from rag.embedding import MultilingualE5
 from rag.index import Recipe, build_index
 from rag.survey import Place
+from rag.uploads import Uploads
 from services.api import EmbeddingModel, Parts, create_app
 from services.bundle import load_bundle
 from services.caller import CallerHeaders
+from services.documents import Desk
 from services.lock import Lock
 from services.pipeline import Pipeline
 from services.policies import Policies
@@ -113,22 +115,29 @@ def folder(tmp_path_factory):
     return folder
 
 
-@asynccontextmanager
-async def serving(folder, callers):
-    """A client of the box, and its engine."""
-    loaded = load_bundle(folder / "bundle.yaml")
-    lock = Lock(name="box", model="tiny:1", indexes={"papers": "box-index-papers:1"})
-    papers = Collection(
-        folder / "index", embedder="multilingual-e5-small", embeddings=MultilingualE5(), top_k=4, dense_weight=0.6, min_score=0.0,
+def opened(index):
+    return Collection(
+        index, embedder="multilingual-e5-small", embeddings=MultilingualE5(), top_k=4, dense_weight=0.6, min_score=0.0,
         max_context_characters=4000,
     )  # fmt: skip
+
+
+@asynccontextmanager
+async def serving(folder, callers, shelf=None):
+    """A client of the box, and its engine; `shelf` is where documents are handed in."""
+    loaded = load_bundle(folder / "bundle.yaml")
+    lock = Lock(name="box", model="tiny:1", indexes={"papers": "box-index-papers:1"})
+    papers, desks = opened(folder / "index"), {}
+    if shelf:
+        uploads = Uploads(shelf, Recipe(400, "multilingual-e5-small"), MultilingualE5(), lambda text: text, 100)
+        papers, desks = GrowingCollection(papers, uploads, opened), {"papers": Desk(uploads, frozenset({"hr", "board"}))}
     engine, adapters = Engine(), Adapters()
     routes = Routes(loaded, lock, adapters, Policies(loaded, Detectors()))
     pipeline = Pipeline(routes, engine, Telemetry(CollectorRegistry()), {"papers": papers})
 
     @asynccontextmanager
     async def compose():
-        yield Parts(pipeline, EmbeddingModel("e5", 384, None), 100_000, slots=adapters, callers=callers)
+        yield Parts(pipeline, EmbeddingModel("e5", 384, None), 100_000, slots=adapters, callers=callers, desks=desks)
 
     app = create_app(compose)
     transport = httpx.ASGITransport(app)
@@ -207,3 +216,96 @@ async def test_callers_at_once_are_not_mixed_up(folder):
             return {secret for secret in SECRETS.values() if secret in answer.text} - allowed(tenant, roles)
 
         assert not any(await asyncio.gather(*(one() for _ in range(60))))
+
+
+HEADERS = CallerHeaders("x-tenant", "x-roles")
+HR = {"x-tenant": "acme", "x-roles": "hr,staff"}
+STAFF = {"x-tenant": "acme", "x-roles": "staff"}
+OTHERS = {"x-tenant": "globex", "x-roles": "hr,staff,board"}
+
+
+def document(identity, text, **fields):
+    return {"model": "ask", "documents": [{"id": identity, "text": text, **fields}]}
+
+
+async def found(http, query, headers):
+    answer = await http.post("/v1/rag/search", json={"model": "ask", "query": query, "top_k": 50}, headers=headers)
+    return answer.raise_for_status().text
+
+
+async def test_a_document_that_is_handed_in_is_found_replaced_and_deleted(folder, tmp_path):
+    async with serving(folder, HEADERS, tmp_path / "shelf") as (http, _engine):
+        new = document("parking", "The parking garage of acme costs 7777 francs.", labels=["staff"])
+        [became] = (await http.post("/v1/rag/documents", json=new, headers=HR)).raise_for_status().json()["data"]
+        assert (became["id"], became["status"]) == ("parking", "added")
+        assert "7777" in await found(http, "What does parking cost?", STAFF)
+        assert "7777" not in await found(http, "What does parking cost?", OTHERS)
+        assert "7777" not in await found(http, "What does parking cost?", {"x-tenant": "acme"})
+
+        newer = document("parking", "The parking garage of acme costs 8888 francs.", labels=["staff"])
+        await http.post("/v1/rag/documents", json=newer, headers=HR)
+        seen = await found(http, "What does parking cost?", STAFF)
+        assert ("8888" in seen, "7777" in seen) == (True, False)
+
+        deleted = await http.delete("/v1/rag/documents/parking?model=ask", headers=HR)
+        assert deleted.json() == {"id": "parking", "object": "document.deleted", "deleted": True}
+        assert "8888" not in await found(http, "What does parking cost?", STAFF)
+
+
+async def test_who_may_hand_in_and_delete(folder, tmp_path):
+    async with serving(folder, HEADERS, tmp_path / "shelf") as (http, _engine):
+        new = document("secret", "A secret of 7777 francs.", labels=["hr"])
+        assert (await http.post("/v1/rag/documents", json=new, headers=STAFF)).status_code == 403
+        assert (await http.post("/v1/rag/documents", json=new)).status_code == 403
+        board = document("secret", "A secret.", labels=["board"])
+        assert (await http.post("/v1/rag/documents", json=board, headers=HR)).status_code == 403
+        tenant = document("secret", "A secret.", tenant="globex")
+        assert (await http.post("/v1/rag/documents", json=tenant, headers=HR)).status_code == 400
+        assert (await http.post("/v1/rag/documents", json=new, headers=HR)).status_code == 200
+
+        for headers in (STAFF, {}):
+            assert (await http.delete("/v1/rag/documents/secret?model=ask", headers=headers)).status_code == 403
+        for headers in (OTHERS, {"x-tenant": "acme", "x-roles": "board"}):
+            assert (await http.delete("/v1/rag/documents/secret?model=ask", headers=headers)).status_code == 404
+        assert "7777" in await found(http, "secret", HR)
+
+
+async def test_documents_are_listed_for_whom_they_are(folder, tmp_path):
+    async with serving(folder, HEADERS, tmp_path / "shelf") as (http, _engine):
+        await http.post("/v1/rag/documents", json=document("note", "A note.", title="Note", labels=["hr"]), headers=HR)
+
+        async def listed(headers):
+            answer = await http.get("/v1/rag/documents?model=ask", headers=headers)
+            return {one["id"]: one["uploaded"] for one in answer.raise_for_status().json()["data"]}
+
+        packed = {"papers.jsonl#acme-staff": False, "papers.jsonl#acme-office": False, "papers.jsonl#law": False}
+        assert await listed(STAFF) == packed
+        assert await listed(HR) == packed | {"papers.jsonl#acme-hr": False, "note": True}
+        assert await listed({}) == {"papers.jsonl#law": False}
+        assert (await http.get("/v1/rag/documents", headers=HR)).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (document("a", "  "), "documents[0].text"),
+        (document("../a", "x"), "documents[0].id"),
+        ({"model": "ask", "documents": []}, "documents"),
+        ({"model": "ask", "documents": [{"id": "a", "text": "x"}, {"id": "a", "text": "y"}]}, "same id"),
+        (document("a", "x", date="yesterday"), "documents[0].date"),
+    ],
+)
+async def test_documents_that_are_none(folder, tmp_path, body, told):
+    async with serving(folder, HEADERS, tmp_path / "shelf") as (http, _engine):
+        answer = await http.post("/v1/rag/documents", json=body, headers=HR)
+
+        assert answer.status_code == 400
+        assert told in answer.json()["error"]["message"]
+
+
+async def test_without_a_desk_nothing_is_taken(folder):
+    async with serving(folder, HEADERS) as (http, _engine):
+        answer = await http.post("/v1/rag/documents", json=document("a", "x"), headers=HR)
+
+        assert answer.status_code == 400
+        assert "takes no others" in answer.json()["error"]["message"]

@@ -47,6 +47,10 @@ def test_a_good_one(bundle_folder):
         ("policy: open}", "policy: open, adapter: {a: 1, b@canary: 1}}", 14, "no adapter named 'b@canary'"),
         ("policy: open}", "policy: open, only_labels: true}", 14, "needs an adapter"),
         ("routes:", "engine: {max_loras: 1}\nadapters: {a: {path: a}, b: {path: b}}\nroutes:", 13, "2 adapters, but 1 slots"),
+        ("{path: papers}", "{path: papers, store: 'mysql://x'}", 11, "pattern"),
+        ("{path: papers}", "{path: papers, store: 'postgresql://u:secret@db/x'}", 11, "would be packed with it"),
+        ("{path: papers}", "{path: papers, store: 'postgresql://db/x?password=secret'}", 11, "would be packed with it"),
+        ("{path: papers}", "{path: papers, store: 'https://:key@qdrant:6333'}", 11, "would be packed with it"),
         ("temperature: 0.5", "temperature: hot", 13, "valid number"),
         ("temperature: 0.5", "temprature: 0.5", 13, "unknown key 'temprature'"),
         ("path: plain.yaml", "path: gone.yaml", 5, "does not exist"),
@@ -190,6 +194,14 @@ def test_the_bound_is_the_bundles_or_the_recipes_own():
 def test_no_file(tmp_path):
     with pytest.raises(BundleError, match="no such file"):
         load_bundle(tmp_path / "bundle.yaml")
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:${PASSWORD}@db/x", "postgresql://u@db/x?host=/tmp", "https://:${KEY}@q:6333"])
+def test_a_server_whose_password_is_elsewhere(bundle_folder, url):
+    path = bundle_folder / "bundle.yaml"
+    path.write_text(path.read_text().replace("{path: papers}", f"{{path: papers, store: '{url}'}}"))
+
+    assert load_bundle(path).bundle.collections["papers"].store == url
 
 
 def test_the_committed_schema_is_that_of_the_code():
