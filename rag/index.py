@@ -29,7 +29,7 @@ from rag.store import searched
 from rag.survey import Changed, Item, Survey
 
 CARD = "index.json"
-FORMAT = 3  # raise when the same documents would give another index
+FORMAT = 4  # raise when the same documents would give another index
 BATCH = 32
 Check = Callable[[str], str | None]
 """Returns a chunk's text as the index may hold it, None where it may not."""
