@@ -232,6 +232,8 @@ async def compose() -> AsyncGenerator[Parts]:
             embedding = EmbeddingModel(embedder, DIMENSIONS, embed)
             yield Parts(pipeline, embedding, settings.max_body_bytes, slots, token, callers)
     await warming
+    for collection in collections.values():
+        collection.close()
 
 
 def _warm() -> None:

@@ -51,7 +51,8 @@ def test_check_fails_with_file_line_and_remedy(ekiben, tmp_path):
         ("adapter", "check"), ("adapter", "train"), ("adapter", "eval"), ("adapter", "add"), ("adapter", "list"),
         ("adapter", "load"), ("adapter", "unload"), ("adapter", "promote"), ("adapter", "rollback"), ("adapter", "remove"),
         ("rag", "ingest"), ("rag", "search"),
-        ("rag", "versions"), ("rag", "switch"), ("rag", "remove"), ("rag", "move"), ("guard", "scan"), ("prompt", "list"), ("bento", "version"), ("bento", "build"),
+        ("rag", "versions"), ("rag", "switch"), ("rag", "remove"), ("rag", "move"),
+        ("guard", "scan"), ("prompt", "list"), ("bento", "version"), ("bento", "build"),
     ],
 )  # fmt: skip
 def test_every_command_has_help(ekiben, command):
