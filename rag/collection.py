@@ -79,6 +79,11 @@ class Collection:
         self._card = check_card(card_of(versions, version), self._embedder)
         return version, versions.open(version, embeddings)
 
+    def close(self) -> None:
+        """Let go of a server's connections."""
+        if self._versions is not None:
+            self._versions.close()
+
     def fit(self, passages: list[Passage]) -> Context:
         """Number the passages and keep as many as the budget holds; the first is kept, cut off if it must be."""
         kept: list[Passage] = []

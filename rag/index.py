@@ -111,7 +111,8 @@ def write_card(folder: Path, card: dict[str, Any]) -> None:
 def check_card(card: dict[str, Any], embedder: str) -> dict[str, Any]:
     """Return a card; raises UnusableIndex when the index was made with another embedding model or in another format."""
     if card["embedder"] != embedder or card["format"] != FORMAT:
-        msg = f"the index was made with {card['embedder']!r} (format {card['format']}), not {embedder!r}; run `ekiben pack` again"
+        made, wanted = f"{card['embedder']!r} in format {card['format']}", f"{embedder!r} in format {FORMAT}"
+        msg = f"the index was made with {made}, and {wanted} is wanted; run `ekiben pack` again"
         raise UnusableIndex(msg)
     return card
 

@@ -36,6 +36,7 @@ class QdrantVersions(Versions):
         with _reported():
             if not client.collection_exists(_REGISTRY):
                 client.create_collection(_REGISTRY, vectors_config={})
+                client.create_payload_index(_REGISTRY, "collection", models.PayloadSchemaType.KEYWORD)
 
     def all(self) -> list[Version]:
         """Return the registered versions, oldest first."""

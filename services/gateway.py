@@ -247,6 +247,8 @@ async def compose() -> AsyncGenerator[Parts]:
             embedding = EmbeddingModel(embedder, DIMENSIONS, embed)
             yield Parts(pipeline, embedding, settings.max_body_bytes, slots, token, callers, desks)
     await warming
+    for collection in collections.values():
+        collection.close()
 
 
 def _desk(loaded: LoadedBundle, name: str, settled: UploadSettings, embeddings: CallableEmbeddings, policies: Policies) -> Desk:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -83,7 +84,8 @@ def rag_search(
     with reported():
         lock = read_lock((bundle or load_settings().bundle).with_suffix(".lock"))
         opened = open_collection(loaded, collection, lock, MultilingualE5())
-        context = opened.fit(asyncio.run(opened.search(question, access)))
+        with closing(opened):
+            context = opened.fit(asyncio.run(opened.search(question, access)))
     if as_json:
         sys.stdout.write(json.dumps(context.sources(), ensure_ascii=False) + "\n")
         return

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 from contextlib import closing
 
+import psycopg
 import pytest
 
 from rag.access import Access
@@ -154,6 +155,21 @@ def test_collections_on_one_server_keep_apart(postgres_url, index):
         assert other.open("1", NoEmbeddings()).count() == 3
         with pytest.raises(StoreError):
             one.switch("1")
+
+
+async def test_a_role_that_may_only_read_can_search(postgres_url, index):
+    with closing(open_versions(postgres_url, "box-index-read")) as versions, psycopg.connect(postgres_url) as connection:
+        connection.execute("CREATE ROLE reader LOGIN")
+        connection.execute("GRANT USAGE ON SCHEMA ekiben TO reader")
+        connection.execute("ALTER DEFAULT PRIVILEGES IN SCHEMA ekiben GRANT SELECT ON TABLES TO reader")
+        connection.execute("GRANT SELECT ON ALL TABLES IN SCHEMA ekiben TO reader")
+        connection.commit()
+        publish(index("one", "It opens at nine."), versions, "1", nothing)
+        versions.switch("1")
+    with closing(open_versions(postgres_url.replace("postgres:@", "reader@"), "box-index-read")) as reading:
+        assert (await opened(reading).search("opens", ANYONE))[0].text == "It opens at nine."
+        with pytest.raises(StoreError, match="permission denied"):
+            reading.switch("1")
 
 
 def test_searches_during_a_switch_are_answered(postgres_url, index):

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from rag import survey as survey_module
-from rag.survey import Changed, Place
+from rag.survey import Changed, Owner, Place
 
 
 def look(root, *sources, **options):
@@ -117,3 +117,15 @@ def test_a_line_before_others_leaves_their_names(write):
 
     assert set(first) < set(both)
     assert all(one != other for one, other in pairwise(both))
+
+
+def test_a_document_belongs_to_its_own_tenant_or_the_collection_s(write):
+    rows = [{"text": "same", "id": 1}, {"text": "same", "id": 2, "tenant": "beta"}, {"text": "same", "id": 3, "tenant": ""},
+            {"text": "x", "tenant": 3}]  # fmt: skip
+    found = look(write("a.jsonl", "\n".join(json.dumps(row) for row in rows)), tenant="acme", labels=["staff"])
+
+    assert {item.name: item.owner for item in found.items} == {
+        "a.jsonl#1": Owner("acme", ("staff",)), "a.jsonl#2": Owner("beta", ("staff",)), "a.jsonl#3": Owner("", ("staff",)),
+    }  # fmt: skip
+    assert len({item.digest for item in found.items}) == 3
+    assert found.refused == {"a.jsonl:4": "tenant is a string"}

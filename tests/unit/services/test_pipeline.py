@@ -36,6 +36,16 @@ async def test_documents_are_searched_for_who_asks(pipeline, papers):
     assert papers.asked == [("What of refunds?", Access("acme", frozenset({"staff"})))]
 
 
+async def test_an_answer_names_the_index_that_its_passages_are_from(pipeline, papers):
+    """Also after a server's pointer moved on from what the bundle was packed with."""
+    papers.passages = [Passage("Refunds are free.", "a.md", 0, "", 1.0, "box-index-papers:2")]
+    body = await pipeline.answer(chat("ask", "What of refunds?"))
+
+    assert body["ekiben"]["index"] == "box-index-papers:2"
+    papers.passages = []
+    assert (await pipeline.answer(chat("ask", "What of refunds?")))["ekiben"]["index"] == "box-index-papers:1"
+
+
 async def spoken(pipeline, request):
     events = [event async for event in pipeline.stream(request)]
     text = "".join(c["delta"].get("content") or "" for e in events for c in e["choices"])
