@@ -268,6 +268,10 @@ class Embedder(_Strict):
     )
 
 
+SEARCHED = ("dense_weight",)
+"""The settings of a collection that decide in which order its chunks are found."""
+
+
 class Collection(_Strict):
     """Documents that routes may answer from."""
 

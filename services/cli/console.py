@@ -71,6 +71,7 @@ def reported() -> Generator[None]:
     from models.making import ModelError
     from models.source import SourceError
     from rag.index import UnusableIndex
+    from rag.judgements import BadJudgements
     from services.engine_process import EngineFailed
     from services.errors import EkibenError
     from services.lock import LockError
@@ -78,7 +79,17 @@ def reported() -> Generator[None]:
     training = (CheckpointError, RowError, TrainingError)
     try:
         yield
-    except (AdapterError, ModelError, SourceError, UnusableIndex, LockError, EngineFailed, EkibenError, *training) as error:
+    except (
+        AdapterError,
+        ModelError,
+        SourceError,
+        UnusableIndex,
+        BadJudgements,
+        LockError,
+        EngineFailed,
+        EkibenError,
+        *training,
+    ) as error:
         fail(str(error))
 
 
