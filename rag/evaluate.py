@@ -10,7 +10,8 @@ import hashlib
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from rag.embedding import MultilingualE5
 from rag.index import BATCH, Recipe, build_index
 from rag.lexical import Bm25
 from rag.metrics import METRICS, Difference, compare, judge
+from rag.report import Report
 from rag.retriever import HybridRetriever
 from rag.scratch import Scratch, key_of
 from rag.survey import Item, Survey
@@ -146,46 +148,72 @@ def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
     return {"p50": round(float(p50) * 1000, 3), "p95": round(float(p95) * 1000, 3)}
 
 
-def evaluate(
-    judged: Judged, systems: Mapping[str, Mapping[str, object]], *, embeddings: PooledEmbeddings, cache: Path,
-    chunk_characters: int, progress: Progress,
-) -> Evaluation:  # fmt: skip
-    """Index the documents, ask every query of both baselines and of `systems`, and judge the rankings.
+@dataclass(frozen=True)
+class Indexed:
+    """Judged documents in an index, and the vectors of the queries."""
 
-    `systems` maps "hybrid" and names of other configurations to settings of HybridRetriever. Vectors are kept in `cache` by
-    digest of their text, so that what was embedded once costs nothing again. Raises UnusableIndex.
+    store: LanceStore
+    lexical: Bm25
+    vectors: dict[str, list[float]]
+    documents: dict[str, str]
+    """The document of each chunk."""
+    report: Report
+
+
+@contextmanager
+def indexed(
+    judged: Judged, *, embeddings: PooledEmbeddings, cache: Path, chunk_characters: int, progress: Progress
+) -> Generator[Indexed]:
+    """Index the documents for the length of the block; raises UnusableIndex.
+
+    Vectors are kept in `cache` by digest of their text: what was embedded once, even by a killed run, is not embedded again.
     """
-    import numpy as np
-
     with tempfile.TemporaryDirectory() as folder:
         index = Path(folder)
         report = build_index(
             _survey(judged), index, Recipe(chunk_characters, embeddings.name), embeddings=embeddings,
             scratch=cache / embeddings.name / "passage", progress=partial(progress, "embedding passages"),
         )  # fmt: skip
-        vectors = _query_vectors(judged, embeddings, cache / embeddings.name / "query", progress)
-        store, lexical = LanceStore(index / "lance", embeddings), Bm25.open(index / "bm25")
-        of_chunk = {str(chunk.id): str(chunk.metadata["source"]) for chunk in store.all()[0]}
+        vectors = query_vectors(judged, embeddings, cache, progress)
+        store = LanceStore(index / "lance", embeddings)
+        documents = {str(chunk.id): str(chunk.metadata["source"]) for chunk in store.all()[0]}
+        yield Indexed(store, Bm25.open(index / "bm25"), vectors, documents, report)
+
+
+def evaluate(
+    judged: Judged, systems: Mapping[str, Mapping[str, object]], *, embeddings: PooledEmbeddings, cache: Path,
+    chunk_characters: int, progress: Progress,
+) -> Evaluation:  # fmt: skip
+    """Index the documents, ask every query of both baselines and of `systems`, and judge the rankings.
+
+    `systems` maps "hybrid" and names of other configurations to settings of HybridRetriever. Raises UnusableIndex.
+    """
+    import numpy as np
+
+    with indexed(judged, embeddings=embeddings, cache=cache, chunk_characters=chunk_characters, progress=progress) as bench:
+        store, lexical = bench.store, bench.lexical
         hybrids = {
             name: HybridRetriever.model_validate({"store": store, "lexical": lexical, **settings, "top_k": DEPTH})
             for name, settings in systems.items()
         }
         rankings: dict[str, list[tuple[float, ...]]] = {name: [] for name in (*BASELINES, *hybrids)}
         for done, (query, text) in enumerate(judged.queries.items(), start=1):
+            vector = bench.vectors[query]
             found = {
                 "bm25": list(lexical.search(text, DEPTH)),
-                "dense": [str(chunk.id) for chunk, _ in store.nearest(vectors[query], DEPTH)],
-                **{name: [str(chunk.id) for chunk in hybrid.search(text, vectors[query])] for name, hybrid in hybrids.items()},
+                "dense": [str(chunk.id) for chunk, _ in store.nearest(vector, DEPTH)],
+                **{name: [str(chunk.id) for chunk in hybrid.search(text, vector)] for name, hybrid in hybrids.items()},
             }
             for system, chunks in found.items():
-                documents = list(dict.fromkeys(of_chunk[chunk] for chunk in chunks))
+                documents = list(dict.fromkeys(bench.documents[chunk] for chunk in chunks))
                 rankings[system].append(judge(documents, judged.grades[query]))
             progress("searching", done, len(judged.queries))
         seconds = _latencies(hybrids["hybrid"], list(judged.queries.values()), embeddings)
     return Evaluation(
         {system: np.array(figures) for system, figures in rankings.items()},
         [language_of(text) for text in judged.queries.values()],
-        len(judged.documents), report.chunks, report.refused, {name: dict(told) for name, told in systems.items()}, seconds,
+        len(judged.documents), bench.report.chunks, bench.report.refused,
+        {name: dict(told) for name, told in systems.items()}, seconds,
     )  # fmt: skip
 
 
@@ -198,11 +226,11 @@ def _survey(judged: Judged) -> Survey:
     return Survey(items)
 
 
-def _query_vectors(judged: Judged, embeddings: PooledEmbeddings, folder: Path, progress: Progress) -> dict[str, list[float]]:
-    """Return query -> vector."""
+def query_vectors(judged: Judged, embeddings: PooledEmbeddings, cache: Path, progress: Progress) -> dict[str, list[float]]:
+    """Return query -> vector; kept in `cache` as those of passages are."""
     import numpy as np
 
-    scratch = Scratch(folder)
+    scratch = Scratch(cache / embeddings.name / "query")
     known = scratch.vectors()
     texts = {key_of(text): text for text in judged.queries.values()}
     missing = [key for key in texts if key not in known]

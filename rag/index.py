@@ -28,7 +28,7 @@ from rag.survey import Changed, Item, Survey
 from rag.vectors import LanceStore
 
 CARD = "index.json"
-FORMAT = 2  # raise when the same documents would give another index
+FORMAT = 3  # raise when the same documents would give another index
 BATCH = 32
 Check = Callable[[str], str | None]
 """Returns a chunk's text as the index may hold it, None where it may not."""

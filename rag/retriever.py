@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict
 
 from rag.lexical import Bm25
-from rag.ranking import Candidates, fuse
+from rag.ranking import Candidates, Question, rank
 from rag.vectors import LanceStore
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class HybridRetriever(BaseRetriever):
     store: LanceStore
     lexical: Bm25
     dense_weight: float
+    rerank: Literal["lexical", "none"] = "lexical"
     top_k: int
 
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:  # noqa: ARG002
@@ -55,7 +56,6 @@ class HybridRetriever(BaseRetriever):
 
     def rank(self, query: str, found: Candidates) -> list[Document]:
         """Return the best `top_k` of the candidates, best first."""
-        scores = fuse(found, self.dense_weight)
-        ranked = sorted(scores, key=lambda identity: (-scores[identity], identity))[: self.top_k]
-        documents = found.documents
-        return [documents[i].model_copy(update={"metadata": {**documents[i].metadata, "score": scores[i]}}) for i in ranked]
+        question = Question(query, self.lexical.idf)
+        ranked = rank(found, question, dense_weight=self.dense_weight, rerank=self.rerank == "lexical", top_k=self.top_k)
+        return [r.document.model_copy(update={"metadata": {**r.document.metadata, "score": r.relevance}}) for r in ranked]
