@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rag.context import Context, Passage
 from rag.index import read_card
 from rag.lexical import Bm25
+from rag.ranking import Ranking
 from rag.retriever import HybridRetriever
 from rag.vectors import LanceStore
 
@@ -21,14 +22,18 @@ class Collection:
 
     def __init__(
         self, index: Path, *, embedder: str, embeddings: Embeddings, top_k: int, dense_weight: float, min_score: float,
-        max_context_characters: int,
+        max_context_characters: int, ranking: Ranking | None = None,
     ) -> None:  # fmt: skip
         self.card = read_card(index, embedder)
         self._min_score = min_score
         self._budget = max_context_characters
+        ranking = ranking or Ranking()
+        self._order = ranking.order
+        _ = ranking.reranker  # what cannot be imported is told now, and not at the first question
         self.retriever = HybridRetriever(
             store=LanceStore(index / "lance", embeddings), lexical=Bm25.open(index / "bm25"),
             dense_weight=dense_weight, top_k=top_k,
+            ranking=ranking,
         )  # fmt: skip
 
     async def search(self, question: str) -> list[Passage]:
@@ -51,7 +56,8 @@ class Collection:
                 else Passage(passage.text[:left], passage.source, passage.page, passage.heading, passage.score)
             )
             left -= length
-        return Context(tuple(kept))
+        # A model reads the beginning and the end of a long prompt best.
+        return Context(tuple(kept if self._order == "best-first" else [*kept[::2], *kept[1::2][::-1]]))
 
 
 def _passage(document: Document) -> Passage:

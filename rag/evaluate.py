@@ -24,6 +24,7 @@ from rag.embedding import MultilingualE5
 from rag.index import BATCH, Recipe, build_index
 from rag.lexical import Bm25
 from rag.metrics import METRICS, Difference, compare, judge
+from rag.ranking import RERANKED
 from rag.report import Report
 from rag.retriever import HybridRetriever
 from rag.scratch import Scratch, key_of
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from rag.embedding import Kind
     from rag.judgements import Judged
 
-DEPTH = 100  # chunks of a ranking; recall@20 needs 20 documents
+DEPTH = RERANKED  # chunks of a ranking; recall@20 needs 20 documents
 TIMED = 200  # queries whose latency is measured
 BASELINES = ("bm25", "dense")
 Progress = Callable[[str, int, int], None]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import math
 import operator
 import re
 import unicodedata
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +67,3 @@ class Bm25:
             return {}
         found, scores = self._index.retrieve([terms], k=min(k, len(self._ids)), show_progress=False)
         return {self._ids[int(i)]: float(s) for i, s in zip(found[0], scores[0], strict=True) if s > 0}
-
-    def idf(self, terms: Iterable[str]) -> dict[str, float]:
-        """Return how rare each term is, as BM25 weighs it (Lucene's form); a term that no text holds is the rarest."""
-        known, starts = self._index.vocab_dict, self._index.scores["indptr"]
-        found = {term: int(starts[known[term] + 1] - starts[known[term]]) if term in known else 0 for term in terms}
-        return {term: math.log1p((len(self._ids) - count + 0.5) / (count + 0.5)) for term, count in found.items()}

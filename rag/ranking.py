@@ -1,31 +1,56 @@
 """From what words and vectors found to one ranking, and how likely each passage is to answer.
 
 Fusion puts both lists together. The lexical reranker then looks at the best of them: how much of the question, weighed by how
-rare its terms are, stands in the text, in one sentence of it, in its headings, and in the question's own order. Its few weights
+rare its terms are, stands in the chunk, in one sentence of it, and in the question's own order. Its few weights
 are the same for every collection and language; `rag/train_ranker.py` made them, and `ranker.yaml` says from what.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import math
+import operator
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, Literal
 
 import yaml
-from langchain_core.documents import Document
+from langchain_core.documents import BaseDocumentCompressor, Document
 
 from rag.lexical import tokens
 
-FEATURES = ("words", "text", "heading", "sentence", "pairs", "length", "cosine")
-"""The scaled BM25 score; shares of the question's terms in text or headings, in the headings, in the best sentence; share of its
-neighbouring terms that are neighbours in the text; the natural logarithm of the text's number of terms; cosine similarity (the
-least of the list where it is not known)."""
-RERANKED = 50  # candidates that are looked at; the others stay behind them
+FEATURES = ("words", "text", "sentence", "pairs", "length", "cosine")
+"""The scaled BM25 score; shares of the question's terms in the chunk with its headings, and in its best sentence; share of the
+question's neighbouring terms that are neighbours in the text; the natural logarithm of the text's number of terms; cosine
+similarity (the least of the list where it is not known). Terms weigh as much as they are rare."""
+RERANKED = 50  # candidates that are looked at; the others are left out
 _SENTENCE = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；])|\n+")
+
+
+class BadReranker(ValueError):
+    """A reranker that cannot be had; the message says why."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How candidates become passages, as `bundle.yaml` explains it.
+
+    `rerank` is "lexical", "none", or `module:callable` of something that returns a LangChain `BaseDocumentCompressor`.
+    """
+
+    rerank: str = "lexical"
+    mmr: float = 0.0
+    order: Literal["best-first", "edges"] = "best-first"
+
+    @functools.cached_property
+    def reranker(self) -> BaseDocumentCompressor | None:
+        """The reranker from outside, where there is one; raises BadReranker."""
+        return load_reranker(self.rerank) if ":" in self.rerank else None
 
 
 @dataclass(frozen=True)
@@ -38,14 +63,6 @@ class Candidates:
 
 
 @dataclass(frozen=True)
-class Ranked:
-    """A chunk, and the estimate from 0 to 1 that it answers."""
-
-    document: Document
-    relevance: float
-
-
-@dataclass(frozen=True)
 class Weights:
     """Of each feature: its share of the score by words, and what it adds to the log odds that a passage answers."""
 
@@ -53,14 +70,10 @@ class Weights:
     relevance: Mapping[str, float]
     bias: float
 
-    @classmethod
-    def load(cls) -> Weights:
-        """Read the weights that come with this module."""
-        return _load()
-
 
 @functools.cache
-def _load() -> Weights:
+def load_weights() -> Weights:
+    """Read the weights that come with this module."""
     told = yaml.safe_load(Path(__file__).with_name("ranker.yaml").read_text(encoding="utf-8"))
     return Weights(told["order"], told["relevance"], told["bias"])
 
@@ -81,56 +94,123 @@ def fuse(scaled: Mapping[str, tuple[float, float]], dense_weight: float) -> list
     return sorted(scaled, key=lambda name: (-dense_weight * scaled[name][0] - (1 - dense_weight) * scaled[name][1], name))
 
 
-class Question:
-    """A question's terms, weighed by how rare they are; it measures passages."""
+@dataclass(frozen=True)
+class Ranked:
+    """A chunk, what it is ordered by, the estimate from 0 to 1 that it answers, and its terms."""
 
-    def __init__(self, text: str, idf: Callable[[Iterable[str]], Mapping[str, float]]) -> None:
-        terms = tokens(text)
-        self._idf = idf(set(terms))
-        self._whole = sum(self._idf.values()) or 1.0
-        self._pairs = {pair: self._idf[pair[0]] + self._idf[pair[1]] for pair in pairwise(terms)}
-        self._all_pairs = sum(self._pairs.values()) or 1.0
+    document: Document
+    order: float
+    relevance: float
+    terms: frozenset[str]
 
-    def measure(self, document: Document) -> tuple[float, ...]:
-        """Return a passage's FEATURES but the first and the last, which the searches know."""
-        heading = tokens(document.metadata.get("heading", ""))
-        sentences = [tokens(part) for part in _SENTENCE.split(document.page_content)]
-        neighbours = {pair for sentence in sentences for pair in pairwise(sentence)}
-        return (
-            self._share({*heading, *(term for sentence in sentences for term in sentence)}),
-            self._share(heading),
-            max(map(self._share, sentences), default=0.0),
-            sum(weight for pair, weight in self._pairs.items() if pair in neighbours) / self._all_pairs,
-            math.log1p(sum(map(len, sentences))),
+
+def rank(found: Candidates, question: str, *, dense_weight: float, rerank: bool) -> list[Ranked]:
+    """Return the best RERANKED of the candidates, best first: by fusion, or in the better order of the lexical reranker."""
+    weights, scaled = load_weights(), scale(found)
+    names = fuse(scaled, dense_weight)[:RERANKED]
+    ranked: list[Ranked] = []
+    for name, (features, terms) in zip(names, measure(found, scaled, question, names), strict=True):
+        dense, words = scaled[name]
+        order = dense_weight * dense + (1 - dense_weight) * (_sum(weights.order, features) if rerank else words)
+        ranked.append(Ranked(found.documents[name], order, _odds(weights.bias + _sum(weights.relevance, features)), terms))
+    return sorted(ranked, key=lambda one: -one.order) if rerank else ranked
+
+
+def load_reranker(path: str) -> BaseDocumentCompressor:
+    """Return what `module:callable` makes; raises BadReranker."""
+    module, _, name = path.partition(":")
+    try:
+        made: Any = operator.attrgetter(name)(importlib.import_module(module))()
+    except (ImportError, AttributeError) as error:
+        raise BadReranker(f"rerank: {path!r} cannot be imported: {error}") from error
+    if not isinstance(made, BaseDocumentCompressor):
+        raise BadReranker(f"rerank: {path!r} returns a {type(made).__name__}, and not a LangChain BaseDocumentCompressor")
+    return made
+
+
+def reranked(reranker: BaseDocumentCompressor, ranked: Sequence[Ranked], question: str) -> list[Ranked]:
+    """Return what a reranker from outside leaves, in its order; its `relevance_score`, where it tells one, is the estimate."""
+    by_id = {str(one.document.id): one for one in ranked}
+    left = reranker.compress_documents([one.document for one in ranked], question)
+    return [
+        replace(
+            by_id[str(document.id)],
+            order=-float(place),
+            relevance=document.metadata.get("relevance_score", by_id[str(document.id)].relevance),
         )
+        for place, document in enumerate(left)
+    ]
 
-    def _share(self, terms: Iterable[str]) -> float:
-        return sum(self._idf[term] for term in self._idf.keys() & set(terms)) / self._whole
+
+def diversify(ranked: Sequence[Ranked], mmr: float, top_k: int) -> list[Ranked]:
+    """Return `top_k` chunks that say different things (maximal marginal relevance); `mmr` is the weight of what was said already.
+
+    Two chunks are as like as the share of terms that they have in common (Jaccard): 1 for copies. Order is scaled from 0 to 1.
+    """
+    best = max((one.order for one in ranked), default=0.0)
+    least = min((one.order for one in ranked), default=0.0)
+    left, likeness = list(ranked), [0.0] * len(ranked)
+    chosen: list[Ranked] = []
+    while left and len(chosen) < top_k:
+        values = [
+            (1 - mmr) * ((one.order - least) / (best - least) if best > least else 1.0) - mmr * like
+            for one, like in zip(left, likeness, strict=True)
+        ]
+        place = values.index(max(values))
+        taken = left.pop(place)
+        likeness.pop(place)
+        chosen.append(taken)
+        likeness = [max(like, _jaccard(one.terms, taken.terms)) for one, like in zip(left, likeness, strict=True)]
+    return chosen
 
 
-def rank(found: Candidates, question: Question, *, dense_weight: float, rerank: bool, top_k: int) -> list[Ranked]:
-    """Return the best `top_k` of the candidates, best first; with `rerank` the best RERANKED are put into a better order."""
-    weights, scaled = Weights.load(), scale(found)
-    names = fuse(scaled, dense_weight)
-    measured: dict[str, tuple[float, ...]] = {}
-    if rerank:
-        measured = measure(found, scaled, question, names[:RERANKED])
-        order = {
-            name: dense_weight * scaled[name][0] + (1 - dense_weight) * _sum(weights.order, features)
-            for name, features in measured.items()
-        }
-        names[:RERANKED] = sorted(order, key=lambda name: (-order[name], name))
-    names = names[:top_k]
-    measured |= measure(found, scaled, question, [name for name in names if name not in measured])
-    return [Ranked(found.documents[name], _odds(weights.bias + _sum(weights.relevance, measured[name]))) for name in names]
+def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:
+    return len(one & other) / (len(one | other) or 1)
 
 
 def measure(
-    found: Candidates, scaled: Mapping[str, tuple[float, float]], question: Question, names: Iterable[str]
-) -> dict[str, tuple[float, ...]]:
-    """Return id -> FEATURES."""
+    found: Candidates, scaled: Mapping[str, tuple[float, float]], question: str, names: Sequence[str]
+) -> list[tuple[tuple[float, ...], frozenset[str]]]:
+    """Return FEATURES and terms of each named candidate.
+
+    How rare a term is, is counted among these candidates: every store can tell, and no word leaks of what a caller may not find.
+    """
+    asked = tokens(question)
+    read = [_Reading.of(found.documents[name]) for name in names]
+    count = Counter(term for one in read for term in one.terms.intersection(asked))
+    idf = {term: math.log1p((len(read) - count[term] + 0.5) / (count[term] + 0.5)) for term in set(asked)}
+    pairs = {pair: idf[pair[0]] + idf[pair[1]] for pair in pairwise(asked)}
     lowest = min(found.cosines.values(), default=0.0)
-    return {name: (scaled[name][1], *question.measure(found.documents[name]), found.cosines.get(name, lowest)) for name in names}
+
+    def share(terms: Collection[str]) -> float:
+        return sum(weight for term, weight in idf.items() if term in terms) / (sum(idf.values()) or 1.0)
+
+    def measured(name: str, one: _Reading) -> tuple[float, ...]:
+        neighbours = {pair for sentence in one.sentences for pair in pairwise(sentence)}
+        return (
+            scaled[name][1],
+            share(one.terms),
+            max((share(set(sentence)) for sentence in one.sentences), default=0.0),
+            sum(weight for pair, weight in pairs.items() if pair in neighbours) / (sum(pairs.values()) or 1.0),
+            math.log1p(sum(map(len, one.sentences))),
+            found.cosines.get(name, lowest),
+        )
+
+    return [(measured(name, one), one.terms) for name, one in zip(names, read, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """The terms of a chunk, by sentence, and all of them with those of its headings."""
+
+    sentences: list[list[str]]
+    terms: frozenset[str]
+
+    @classmethod
+    def of(cls, document: Document) -> _Reading:
+        sentences = [tokens(part) for part in _SENTENCE.split(document.page_content)]
+        heading = tokens(document.metadata.get("heading", ""))
+        return cls(sentences, frozenset(heading).union(*sentences))
 
 
 def _sum(weights: Mapping[str, float], features: Sequence[float]) -> float:

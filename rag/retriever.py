@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict
 
 from rag.lexical import Bm25
-from rag.ranking import Candidates, Question, rank
+from rag.ranking import Candidates, Ranking, diversify, rank, reranked
 from rag.vectors import LanceStore
 
 if TYPE_CHECKING:
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 
 CANDIDATES = 100
+MODEL_RERANKED = 30  # that a reranker from outside looks at; a model reads them all for each question
 
 
 class HybridRetriever(BaseRetriever):
-    """BM25 and vectors together, by a weighted sum of scores that are scaled within each list.
-
-    Rank fusion with equal weights falls behind BM25 alone where the embedding model is weak; a weighted sum does not.
-    """
+    """BM25 and vectors together; `rag/ranking.py` makes one ranking of both."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     store: LanceStore
     lexical: Bm25
     dense_weight: float
-    rerank: Literal["lexical", "none"] = "lexical"
+    ranking: Ranking = Ranking()
     top_k: int
 
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:  # noqa: ARG002
@@ -56,6 +54,8 @@ class HybridRetriever(BaseRetriever):
 
     def rank(self, query: str, found: Candidates) -> list[Document]:
         """Return the best `top_k` of the candidates, best first."""
-        question = Question(query, self.lexical.idf)
-        ranked = rank(found, question, dense_weight=self.dense_weight, rerank=self.rerank == "lexical", top_k=self.top_k)
-        return [r.document.model_copy(update={"metadata": {**r.document.metadata, "score": r.relevance}}) for r in ranked]
+        ranked = rank(found, query, dense_weight=self.dense_weight, rerank=self.ranking.rerank != "none")
+        if self.ranking.reranker:
+            ranked = reranked(self.ranking.reranker, ranked[:MODEL_RERANKED], query)
+        chosen = diversify(ranked, self.ranking.mmr, self.top_k) if self.ranking.mmr else ranked[: self.top_k]
+        return [one.document.model_copy(update={"metadata": {**one.document.metadata, "score": one.relevance}}) for one in chosen]

@@ -22,7 +22,7 @@ import yaml
 from rag.evaluate import Indexed, PooledEmbeddings, indexed, query_vectors
 from rag.judgements import Judged, read_judged
 from rag.metrics import judge
-from rag.ranking import FEATURES, RERANKED, Candidates, Question, fuse, measure, scale
+from rag.ranking import FEATURES, RERANKED, Candidates, fuse, measure, scale
 from rag.retriever import HybridRetriever
 
 SETS = {
@@ -37,7 +37,7 @@ RELEVANT = ("text", "sentence", "pairs", "cosine")  # what can be compared from 
 _RELEVANT = [FEATURES.index(name) for name in RELEVANT]
 STRANGERS = {"scifact": "xquad-en", "xquad-en": "scifact", "xquad-zh": "cmrc2018", "cmrc2018": "drcd", "drcd": "cmrc2018"}
 """Whose corpus does not answer the queries of a set."""
-DENSE_WEIGHT = 0.6
+DENSE_WEIGHT = 0.5
 FOLDS = 5
 L2 = 1e-3
 CHUNK_CHARACTERS = 4000
@@ -76,12 +76,12 @@ def queries_of(judged: Judged, bench: Indexed, asked: Judged, vectors: dict[str,
         scaled = scale(candidates)
         names = fuse(scaled, DENSE_WEIGHT)
         best = names[:RERANKED]
-        features = measure(candidates, scaled, Question(text, bench.lexical.idf), best)
+        features = [measured for measured, _ in measure(candidates, scaled, text, best)]
         grades = asked.grades[name] if asked is judged else {}
         documents = [bench.documents[chunk] for chunk in names]
         found.append(
             Query(
-                name, np.array([features[chunk] for chunk in best]), np.array([scaled[chunk][0] for chunk in best]),
+                name, np.array(features), np.array([scaled[chunk][0] for chunk in best]),
                 np.array([document in grades for document in documents[: len(best)]]), documents, grades,
             )
         )  # fmt: skip
@@ -114,7 +114,7 @@ def fit_order(sets: list[list[Query]]) -> Any:
         value = -(share * target * (scores - np.log(sums))).sum() + L2 * weights @ weights
         return value, x.T @ (share * (powers / sums - target)) + 2 * L2 * weights
 
-    weights = minimize(loss, np.array([10.0] + [0.0] * len(ORDERED)), jac=True, method="L-BFGS-B").x
+    weights: Any = minimize(loss, np.array([10.0] + [0.0] * len(ORDERED)), jac=True, method="L-BFGS-B").x
     return weights[1:] / weights[0] * DENSE_WEIGHT / (1 - DENSE_WEIGHT)
 
 

@@ -31,6 +31,7 @@ from guards.pii import ENTITIES, Span, find_pii
 from models.layers import linear_layers
 from rag.collection import Collection
 from rag.embedding import DIMENSIONS, CallableEmbeddings, MultilingualE5
+from rag.ranking import Ranking
 from services.api import EmbeddingModel, Parts, create_app
 from services.bundle import Bundle, LoadedBundle, load_bundle
 from services.caller import CallerHeaders
@@ -214,6 +215,7 @@ async def compose() -> AsyncGenerator[Parts]:
         name: Collection(
             stored_path(lock.indexes[name]), embedder=embedder, embeddings=CallableEmbeddings(vector), top_k=entry.top_k,
             dense_weight=entry.dense_weight, min_score=entry.min_score, max_context_characters=entry.max_context_characters,
+            ranking=Ranking(entry.rerank, entry.mmr, entry.order),
         )
         for name, entry in loaded.bundle.collections.items()
     }  # fmt: skip

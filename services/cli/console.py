@@ -72,6 +72,7 @@ def reported() -> Generator[None]:
     from models.source import SourceError
     from rag.index import UnusableIndex
     from rag.judgements import BadJudgements
+    from rag.ranking import BadReranker
     from services.engine_process import EngineFailed
     from services.errors import EkibenError
     from services.lock import LockError
@@ -85,6 +86,7 @@ def reported() -> Generator[None]:
         SourceError,
         UnusableIndex,
         BadJudgements,
+        BadReranker,
         LockError,
         EngineFailed,
         EkibenError,

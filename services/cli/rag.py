@@ -67,6 +67,7 @@ def rag_search(
     entry = _known_collection(loaded, collection)
     from rag.collection import Collection
     from rag.embedding import MultilingualE5
+    from rag.ranking import Ranking
     from services.lock import read_lock
     from services.store import stored_path
 
@@ -75,7 +76,7 @@ def rag_search(
         opened = Collection(
             stored_path(lock.indexes[collection]), embedder=loaded.bundle.embedder.name, embeddings=MultilingualE5(),
             top_k=entry.top_k, dense_weight=entry.dense_weight, min_score=entry.min_score,
-            max_context_characters=entry.max_context_characters,
+            max_context_characters=entry.max_context_characters, ranking=Ranking(entry.rerank, entry.mmr, entry.order),
         )  # fmt: skip
         context = opened.fit(asyncio.run(opened.search(question)))
     if as_json:
@@ -161,9 +162,10 @@ def _searched(assignments: list[str]) -> dict[str, object]:
             fail(f"{text!r} is not KEY=VALUE with a KEY of {', '.join(SEARCHED)}")
         given[key] = yaml.safe_load(value)
     try:
-        return Collection.model_validate({"path": ".", **given}).model_dump(include=set(SEARCHED))
+        entry = Collection.model_validate({"path": ".", **given})
     except ValidationError as error:
         fail("; ".join(f"{'.'.join(map(str, told['loc']))}: {told['msg']}" for told in error.errors()))
+    return {"dense_weight": entry.dense_weight, "ranking": {"rerank": entry.rerank, "mmr": entry.mmr}}
 
 
 def _show(evaluation: Evaluation) -> None:

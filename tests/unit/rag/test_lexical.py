@@ -1,6 +1,6 @@
 import pytest
 
-from rag.lexical import Bm25, tokens
+from rag.lexical import tokens
 
 
 @pytest.mark.parametrize(
@@ -17,10 +17,3 @@ from rag.lexical import Bm25, tokens
 def test_terms(text, terms):
     """A number or a name inside Chinese text ends a run of characters, though no space stands there."""
     assert tokens(text) == terms
-
-
-def test_rare_terms_weigh_more(tmp_path):
-    Bm25.build(tmp_path, ["red tea", "green tea", "black coffee"], ["a", "b", "c"])
-    idf = Bm25.open(tmp_path).idf(["tea", "coffe", "unheard"])
-
-    assert idf["tea"] < idf["coffe"] < idf["unheard"]
