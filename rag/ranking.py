@@ -25,9 +25,10 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from rag.lexical import tokens
 
 FEATURES = ("words", "text", "sentence", "pairs", "length", "cosine")
-"""The scaled BM25 score; shares of the question's terms in the chunk with its headings, and in its best sentence; share of the
-question's neighbouring terms that are neighbours in the text; the natural logarithm of the text's number of terms; cosine
-similarity (the least of the list where it is not known). Terms weigh as much as they are rare."""
+"""What is known of a candidate: the scaled BM25 score, times the largest share of the question that any candidate holds; shares
+of the question's terms in the chunk with its headings, and in its best sentence; share of its neighbouring terms that are
+neighbours in the text; the natural logarithm of the text's number of terms; cosine similarity (the least of the list where it is
+not known). Terms weigh as much as they are rare."""
 RERANKED = 50  # candidates that are looked at; the others are left out
 _SENTENCE = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；])|\n+")
 
@@ -185,10 +186,13 @@ def measure(
     def share(terms: Collection[str]) -> float:
         return sum(weight for term, weight in idf.items() if term in terms) / (sum(idf.values()) or 1.0)
 
+    # Where no chunk holds much of the question, the best by words is no match, only the best.
+    covered = max((share(one.terms) for one in read), default=0.0)
+
     def measured(name: str, one: _Reading) -> tuple[float, ...]:
         neighbours = {pair for sentence in one.sentences for pair in pairwise(sentence)}
         return (
-            scaled[name][1],
+            scaled[name][1] * covered,
             share(one.terms),
             max((share(set(sentence)) for sentence in one.sentences), default=0.0),
             sum(weight for pair, weight in pairs.items() if pair in neighbours) / (sum(pairs.values()) or 1.0),

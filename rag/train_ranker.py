@@ -42,6 +42,7 @@ FOLDS = 5
 L2 = 1e-3
 CHUNK_CHARACTERS = 4000
 SHOWN = 5  # passages that may reach a prompt
+LIMITS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def fit_relevance(sets: list[list[Query]], strangers: list[list[Query]], order: 
             rows.append(query.features[best][:, _RELEVANT])
             answers.append(query.answers[best])
             shares.append(np.full(len(best), 1 / len(queries) / len(best)))
-    model = LogisticRegression(C=100.0, max_iter=2000)
+    model: Any = LogisticRegression(C=100.0, max_iter=2000)
     weight = np.concatenate(shares)
     model.fit(np.concatenate(rows), np.concatenate(answers), sample_weight=weight / weight.mean())
     return model.coef_[0], float(model.intercept_[0])
@@ -143,7 +144,7 @@ def fit_relevance(sets: list[list[Query]], strangers: list[list[Query]], order: 
 def gather(data: Path, names: list[str], cache: Path, workers: int) -> tuple[dict[str, list[Query]], dict[str, list[Query]]]:
     """Return name -> queries with the candidates of their own corpus, and of a stranger's."""
     judged = {
-        name: read_judged(*(data / name / file for file in ("corpus.jsonl.gz", "queries.jsonl.gz", "qrels.tsv")))
+        name: read_judged(data / name / "corpus.jsonl.gz", data / name / "queries.jsonl.gz", data / name / "qrels.tsv")
         for name in names
     }
     own: dict[str, list[Query]] = {}
@@ -180,17 +181,34 @@ def cross_validate(own: dict[str, list[Query]], trained: list[str]) -> None:
         for name, queries in own.items():
             asked = [query for query in queries if _fold(query) == fold]
             parts[name].append((len(asked), *_ndcg(asked, order)))
-    words_alone = np.array([1.0] + [0.0] * (len(ORDERED) - 1))
     for name, queries in own.items():
         others = [own[other] for other in trained if other != name]
         count = len(queries)
         ndcg, recall = (sum(part[0] * part[column] for part in parts[name]) / count for column in (1, 2))
         alone = _ndcg(queries, fit_order(others))[0] if others else float("nan")
-        fused = _ndcg(queries, words_alone)
+        fused = np.mean([judge(list(dict.fromkeys(query.documents)), query.grades) for query in queries], axis=0)
         sys.stdout.write(
             f"{name:10} fusion nDCG@10 {fused[0]:.4f} recall@5 {fused[1]:.4f}; reranked {ndcg:.4f} {recall:.4f}; "
             f"by the other sets {alone:.4f}\n"
         )
+
+
+def print_refusals(own: dict[str, list[Query]], strange: dict[str, list[Query]], order: Any) -> None:
+    """Print of each set, by estimates made on the others, how often every shown passage is under a threshold.
+
+    Wrong for queries that the corpus answers among the shown passages, right for those in a stranger's corpus.
+    """
+    for name, strangers in strange.items():
+        others = [other for other in strange if other != name]
+        weights, bias = fit_relevance([own[other] for other in others], [strange[other] for other in others], order)
+
+        def estimates(query: Query, weights: Any = weights, bias: float = bias) -> Any:
+            return 1 / (1 + np.exp(-bias - query.features[query.best(order)[:SHOWN]][:, _RELEVANT] @ weights))
+
+        answered = [query for query in own[name] if query.answers[query.best(order)[:SHOWN]].any()]
+        wrong, right = (np.array([estimates(query).max() for query in part]) for part in (answered, strangers))
+        told = ", ".join(f"{limit}: {(wrong < limit).mean():.3f}/{(right < limit).mean():.3f}" for limit in LIMITS)
+        sys.stdout.write(f"{name:10} refused wrongly/rightly under {told}\n")
 
 
 def main() -> None:
@@ -208,6 +226,8 @@ def main() -> None:
     trained = [own[name] for name in options.sets]
     order = fit_order(trained)
     relevance, bias = fit_relevance(trained, [strange[name] for name in options.sets if name in strange], order)
+    if len(strange) > 1:
+        print_refusals(own, strange, order)
     made = {
         "order": {name: round(float(weight), 4) for name, weight in zip(ORDERED, order, strict=True)},
         "relevance": {name: round(float(weight), 4) for name, weight in zip(RELEVANT, relevance, strict=True)},

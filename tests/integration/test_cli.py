@@ -50,7 +50,8 @@ def test_check_fails_with_file_line_and_remedy(ekiben, tmp_path):
         (), ("check",), ("schema",), ("pack",), ("model", "make"), ("model", "quantize"), ("model", "compare"), ("model", "tune"),
         ("adapter", "check"), ("adapter", "train"), ("adapter", "eval"), ("adapter", "add"), ("adapter", "list"),
         ("adapter", "load"), ("adapter", "unload"), ("adapter", "promote"), ("adapter", "rollback"), ("adapter", "remove"),
-        ("rag", "ingest"), ("rag", "search"), ("guard", "scan"), ("prompt", "list"), ("bento", "version"), ("bento", "build"),
+        ("rag", "ingest"), ("rag", "search"), ("rag", "eval"), ("guard", "scan"), ("prompt", "list"), ("bento", "version"),
+        ("bento", "build"),
     ],
 )  # fmt: skip
 def test_every_command_has_help(ekiben, command):
