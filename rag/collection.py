@@ -12,6 +12,7 @@ from rag.access import Access
 from rag.context import Context, Passage, merged
 from rag.embedded import EmbeddedStore
 from rag.index import UnusableIndex, check_card, read_index
+from rag.ranking import Ranking
 from rag.retriever import HybridRetriever
 from rag.store import ChunkStore
 from rag.uploads import Uploads
@@ -27,10 +28,13 @@ class Collection:
 
     def __init__(
         self, index: Path | Versions, *, embedder: str, embeddings: Embeddings, top_k: int, dense_weight: float, min_score: float,
-        max_context_characters: int,
+        max_context_characters: int, ranking: Ranking | None = None,
     ) -> None:  # fmt: skip
         self._min_score = min_score
         self._budget = max_context_characters
+        ranking = ranking or Ranking()
+        self._order = ranking.order
+        _ = ranking.reranker  # what cannot be imported is told now, and not at the first question
         self._embedder = embedder
         self._versions = None if isinstance(index, Path) else index
         version: str | None = None
@@ -39,7 +43,8 @@ class Collection:
             store: ChunkStore = EmbeddedStore(index, embeddings)
         else:
             version, store = self._newest(index, embeddings)
-        self._searched = (version, HybridRetriever(store=store, access=None, dense_weight=dense_weight, top_k=top_k))
+        retriever = HybridRetriever(store=store, access=None, dense_weight=dense_weight, top_k=top_k, ranking=ranking)
+        self._searched = (version, retriever)
 
     async def search(self, question: str, access: Access | None, top_k: int | None = None) -> list[Passage]:
         """Return the passages that may be found, best first, at most `top_k`; no access looks at everything, for tools.
@@ -94,7 +99,8 @@ class Collection:
                 break
             kept.append(passage if length <= left else replace(passage, text=passage.text[:left]))
             left -= length
-        return Context(tuple(kept))
+        # A model reads the beginning and the end of a long prompt best.
+        return Context(tuple(kept if self._order == "best-first" else [*kept[::2], *kept[1::2][::-1]]))
 
 
 class Searchable(Protocol):
@@ -105,6 +111,8 @@ class Searchable(Protocol):
     def documents(self, access: Access | None) -> dict[str, dict[str, Any]]: ...  # noqa: D102
 
     def fit(self, passages: list[Passage]) -> Context: ...  # noqa: D102
+
+    def close(self) -> None: ...  # noqa: D102
 
 
 class GrowingCollection:
@@ -128,6 +136,10 @@ class GrowingCollection:
     def fit(self, passages: list[Passage]) -> Context:
         """As a collection's."""
         return self.collection.fit(passages)
+
+    def close(self) -> None:
+        """As a collection's."""
+        self.collection.close()
 
     def _now(self) -> Collection | None:
         while (index := self.uploads.index()) is not None:

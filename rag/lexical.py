@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-_PIECE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]+|[^\W_]+", re.UNICODE)
-_CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
+_SCRIPT = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
+# A run of CJK begins a new piece also where no space parts it from a number or a Latin name.
+_PIECE = re.compile(rf"[{_SCRIPT}]+|[^\W_{_SCRIPT}]+")
+_CJK = re.compile(rf"[{_SCRIPT}]")
+
+
+@functools.cache
+def _stemmer() -> Any:
+    import Stemmer
+
+    return Stemmer.Stemmer("english")
 
 
 def tokens(text: str) -> list[str]:
-    """Return the search terms of a text."""
-    import Stemmer
-
-    stem = Stemmer.Stemmer("english").stemWord
+    """Return the search terms of a text: stems, and of each run of CJK its characters, then its pairs of characters."""
+    stem = _stemmer().stemWord
     terms: list[str] = []
-    for piece in _PIECE.findall(text.lower()):
+    for piece in _PIECE.findall(unicodedata.normalize("NFKC", text).lower()):
         if _CJK.match(piece):
-            terms += list(piece)
-            terms += [piece[i : i + 2] for i in range(len(piece) - 1)]
+            terms += piece
+            terms += map(operator.add, piece, piece[1:])
         else:
             terms.append(stem(piece))
     return terms

@@ -9,50 +9,53 @@ from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict
 
 from rag.access import Access
+from rag.ranking import Candidates, Ranking, diversify, rank, reranked
 from rag.store import ChunkStore
 
 if TYPE_CHECKING:
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 
 CANDIDATES = 100
+MODEL_RERANKED = 30  # that a reranker from outside looks at; a model reads them all for each question
 
 
 class HybridRetriever(BaseRetriever):
-    """BM25 and vectors together, by a weighted sum of scores that are scaled within each list.
-
-    Rank fusion with equal weights falls behind BM25 alone where the embedding model is weak; a weighted sum does not.
-    """
+    """BM25 and vectors together; `rag/ranking.py` makes one ranking of both."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     store: ChunkStore
     access: Access | None
     dense_weight: float
+    ranking: Ranking = Ranking()
     top_k: int
 
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:  # noqa: ARG002
-        return self._fuse(query, self.store.embeddings.embed_query(query))
+        return self.search(query, self.store.embeddings.embed_query(query))
 
     async def _aget_relevant_documents(self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun) -> list[Document]:  # noqa: ARG002
         import asyncio
 
         vector = await self.store.embeddings.aembed_query(query)
-        return await asyncio.to_thread(self._fuse, query, vector)
+        return await asyncio.to_thread(self.search, query, vector)
 
-    def _fuse(self, query: str, vector: list[float]) -> list[Document]:
+    def search(self, query: str, vector: list[float]) -> list[Document]:
+        """Return the best `top_k` chunks, best first, with their `score` (0 to 1) in the metadata."""
+        return self.rank(query, self.candidates(query, vector))
+
+    def candidates(self, query: str, vector: list[float]) -> Candidates:
+        """Return the chunks that words or vectors find."""
         near = self.store.nearest(vector, CANDIDATES, self.access)
         words = self.store.matching(query, CANDIDATES, self.access)
         documents = {str(document.id): document for document, _ in near}
         missing = [identity for identity in words if identity not in documents]
         documents |= {str(document.id): document for document in self.store.get_by_ids(missing)}
-        similarities = [score for _, score in near]
-        low, high = min(similarities, default=0.0), max(similarities, default=0.0)
-        dense = {str(d.id): (s - low) / (high - low) if high > low else 1.0 for d, s in near}
-        best = max(words.values(), default=0.0)
-        scores = {
-            identity: self.dense_weight * dense.get(identity, 0.0)
-            + (1 - self.dense_weight) * (words.get(identity, 0.0) / best if best else 0.0)
-            for identity in documents
-        }
-        ranked = sorted(documents, key=lambda identity: (-scores[identity], identity))[: self.top_k]
-        return [documents[i].model_copy(update={"metadata": {**documents[i].metadata, "score": scores[i]}}) for i in ranked]
+        return Candidates(documents, {str(document.id): score for document, score in near}, words)
+
+    def rank(self, query: str, found: Candidates) -> list[Document]:
+        """Return the best `top_k` of the candidates, best first."""
+        ranked = rank(found, query, dense_weight=self.dense_weight, rerank=self.ranking.rerank != "none")
+        if self.ranking.reranker:
+            ranked = reranked(self.ranking.reranker, ranked[:MODEL_RERANKED], query)
+        chosen = diversify(ranked, self.ranking.mmr, self.top_k) if self.ranking.mmr else ranked[: self.top_k]
+        return [one.document.model_copy(update={"metadata": {**one.document.metadata, "score": one.relevance}}) for one in chosen]

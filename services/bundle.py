@@ -290,6 +290,10 @@ class Uploads(_Strict):
     max_documents: int = Field(default=1000, ge=1, le=10_000, description="how many there may be, of all tenants")
 
 
+SEARCHED = ("dense_weight", "rerank", "mmr")
+"""The settings of a collection that decide in which order its chunks are found."""
+
+
 class Collection(_Strict):
     """Documents that routes may answer from."""
 
@@ -316,8 +320,21 @@ class Collection(_Strict):
     uploads: Uploads | None = Field(default=None, description="lets callers add documents; left out, nobody may")
     chunk_characters: int = Field(default=900, ge=100, le=8000, description="longest chunk, in characters")
     top_k: int = Field(default=4, ge=1, le=50, description="passages that reach the prompt")
-    dense_weight: float = Field(default=0.6, ge=0, le=1, description="share of the dense score; the rest is BM25's")
-    min_score: float = Field(default=0.0, ge=0, le=1, description="fused score below which a passage is left out")
+    dense_weight: float = Field(default=0.5, ge=0, le=1, description="share of the dense score; the rest is the words'")
+    rerank: str = Field(
+        default="lexical", pattern=r"^(lexical|none|[A-Za-z_][\w.]*:[A-Za-z_][\w.]*)$",
+        description="what orders the best candidates anew: lexical (the question's words, pairs and sentences), none, or "
+        "module:callable of something that returns a LangChain BaseDocumentCompressor, such as a cross-encoder's",
+    )  # fmt: skip
+    mmr: float = Field(
+        default=0.0, ge=0, lt=1, description="weight of saying something new (maximal marginal relevance); 0: only relevance"
+    )
+    order: Literal["best-first", "edges"] = Field(
+        default="best-first", description="of the passages in the prompt; edges: the best stand first and last"
+    )
+    min_score: float = Field(
+        default=0.0, ge=0, le=1, description="a passage is left out when the estimate that it answers, from 0 to 1, is lower"
+    )
     max_context_characters: int = Field(default=4000, ge=200, description="passages are cut off at this many characters in sum")
 
     @property

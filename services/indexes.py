@@ -63,11 +63,13 @@ def open_index(
 ) -> Collection:
     """Open an index for search with the settings of a collection; raises StoreError and UnusableIndex."""
     from rag.collection import Collection
+    from rag.ranking import Ranking
 
     entry = loaded.bundle.collections[name]
     return Collection(
         index, embedder=loaded.bundle.embedder.name, embeddings=embeddings, top_k=entry.top_k,
         dense_weight=entry.dense_weight, min_score=entry.min_score, max_context_characters=entry.max_context_characters,
+        ranking=Ranking(entry.rerank, entry.mmr, entry.order),
     )  # fmt: skip
 
 

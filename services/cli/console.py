@@ -71,6 +71,8 @@ def reported() -> Generator[None]:
     from models.making import ModelError
     from models.source import SourceError
     from rag.index import UnusableIndex
+    from rag.judgements import BadJudgements
+    from rag.ranking import BadReranker
     from rag.store import StoreError
     from services.engine_process import EngineFailed
     from services.errors import EkibenError
@@ -85,6 +87,8 @@ def reported() -> Generator[None]:
         SourceError,
         UnusableIndex,
         StoreError,
+        BadJudgements,
+        BadReranker,
         LockError,
         EngineFailed,
         EkibenError,

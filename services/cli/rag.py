@@ -1,15 +1,18 @@
-"""`ekiben rag`: documents: ingest a collection, search it, its index's versions, and where it is."""
+"""`ekiben rag`: documents: ingest a collection, search it, measure the search, its index's versions, and where it is."""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+import yaml
+from pydantic import ValidationError
 from rich.table import Table
 
 from services.bundle import SERVERS, secret_in
@@ -18,11 +21,14 @@ from services.cli.console import Bar, BundleOption, JsonOption, err, fail, load,
 from services.settings import load_settings
 
 if TYPE_CHECKING:
+    from rag.evaluate import Evaluation
     from services.bundle import Collection, LoadedBundle
 
 CollectionName = Annotated[str, typer.Argument(metavar="COLLECTION", help="Name of the collection in bundle.yaml.")]
 VersionName = Annotated[str, typer.Argument(metavar="VERSION", help="As `ekiben rag versions` prints it.")]
-app = typer.Typer(help="Documents: ingest a collection, search it, keep its versions, move it.", no_args_is_help=True)
+app = typer.Typer(
+    help="Documents: ingest a collection, search it, measure that, keep its versions, move it.", no_args_is_help=True
+)
 
 
 @app.command("ingest")
@@ -178,6 +184,109 @@ def rag_move(
 
 def _lock_file(bundle: Path | None) -> Path:
     return (bundle or load_settings().bundle).with_suffix(".lock")
+
+
+@app.command("eval")
+def rag_eval(  # noqa: PLR0913  an evaluation has many settings
+    corpus: Annotated[Path, typer.Option(help="Documents, a line each: {_id, title, text}; .jsonl or .jsonl.gz.")],
+    queries: Annotated[Path, typer.Option(help="Queries, a line each: {_id, text}; .jsonl or .jsonl.gz.")],
+    qrels: Annotated[Path, typer.Option(help="Judgements, TSV: query-id, corpus-id, score and maybe split.")],
+    split: Annotated[str | None, typer.Option(help="Judge the queries of this split only.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A collection's setting, as in bundle.yaml: dense_weight=0.5. May be repeated."),
+    ] = None,
+    others: Annotated[
+        list[str] | None,
+        typer.Option("--compare", help="Also measure with these settings: dense_weight=0.5,rerank=none. May be repeated."),
+    ] = None,
+    chunk_characters: Annotated[
+        int, typer.Option(min=100, max=8000, help="Longest chunk; what is longer is cut, and its best chunk counts.")
+    ] = 4000,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that embed (default: the usable cores).")] = None,
+    as_json: JsonOption = False,  # noqa: FBT002  typer's way
+) -> None:
+    """Measure how well documents are found: by words, by vectors, and as a route searches.
+
+    nDCG@10, recall@5, recall@20 and MRR@10 over the queries that have judgements, by language, with 95% intervals of the
+    differences, and the latency of a query. Texts are embedded once: their vectors are kept in EKIBEN_CACHE_DIR.
+    """
+    from rag.evaluate import PooledEmbeddings, evaluate
+    from rag.judgements import read_judged
+    from services.engine import usable_cores
+
+    systems = {
+        "hybrid": _searched(settings or []),
+        **{text: _searched([*(settings or []), *text.split(",")]) for text in others or []},
+    }
+    with reported(), Bar() as bar, PooledEmbeddings(workers or usable_cores()) as embeddings:
+        bar.step("reading")
+        judged, cache = read_judged(corpus, queries, qrels, split), load_settings().cache_dir / "vectors"
+        evaluation = evaluate(
+            judged, systems, embeddings=embeddings, cache=cache, chunk_characters=chunk_characters, progress=_Pace(bar).tell
+        )
+    _show(evaluation)
+    if as_json:
+        sys.stdout.write(json.dumps(evaluation.report(), ensure_ascii=False) + "\n")
+
+
+class _Pace:
+    """Says of a step how fast it goes and how long it will take."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+        self._step = ""
+        self._first = 0
+        self._started = 0.0
+
+    def tell(self, step: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if step != self._step:
+            # What was there at the first word of a step says nothing of its rate.
+            self._step, self._first, self._started = step, done, now
+        rate = (done - self._first) / (now - self._started) if now > self._started else 0.0
+        pace = f", {rate:.1f}/s, {(total - done) / rate:.0f} s left" if rate and done < total else ""
+        self._bar.tell(f"{step}: {done}/{total}{pace}", done, total)
+
+
+def _searched(assignments: list[str]) -> dict[str, object]:
+    """Return a collection's settings of search, with some set to other values; ends with an error where one is none."""
+    from services.bundle import SEARCHED, Collection
+
+    given: dict[str, object] = {}
+    for text in assignments:
+        key, equals, value = text.strip().partition("=")
+        if key not in SEARCHED or not equals:
+            fail(f"{text!r} is not KEY=VALUE with a KEY of {', '.join(SEARCHED)}")
+        given[key] = yaml.safe_load(value)
+    try:
+        entry = Collection.model_validate({"path": ".", **given})
+    except ValidationError as error:
+        fail("; ".join(f"{'.'.join(map(str, told['loc']))}: {told['msg']}" for told in error.errors()))
+    return {"dense_weight": entry.dense_weight, "ranking": {"rerank": entry.rerank, "mmr": entry.mmr}}
+
+
+def _show(evaluation: Evaluation) -> None:
+    from rag.metrics import METRICS
+
+    report = evaluation.report()
+    err.print(f"{report['queries']} queries, {report['documents']} documents, {report['chunks']} chunks", markup=False)
+    for name, why in report["refused"].items():
+        err.print(f"not searched: {name}: {why}", markup=False)
+    table = Table("system", "language", "queries", *METRICS, box=None, pad_edge=False)
+    for system, figures in report["by_system"].items():
+        rows = [("all", {**figures, "queries": report["queries"]}), *figures["by_language"].items()]
+        for language, of in rows if len(rows) > 2 else rows[:1]:  # noqa: PLR2004  one language is all
+            table.add_row(system, language, str(of["queries"]), *(f"{of[metric]:.4f}" for metric in METRICS))
+    err.print(table)
+    for pair, by_metric in report["comparisons"].items():
+        told = by_metric["ndcg@10"]
+        err.print(
+            f"{pair}: nDCG@10 {told['mean']:+.4f}, 95% from {told['low']:+.4f} to {told['high']:+.4f}, p = {told['p']:.4f}",
+            markup=False,
+        )
+    for stage, told in report["latency_ms"].items():
+        err.print(f"{stage}: p50 {told['p50']:.1f} ms, p95 {told['p95']:.1f} ms", markup=False)
 
 
 def _known_collection(loaded: LoadedBundle, name: str) -> Collection:

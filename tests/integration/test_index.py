@@ -10,6 +10,7 @@ from rag.collection import Collection
 from rag.embedded import EmbeddedStore
 from rag.embedding import MultilingualE5
 from rag.index import Recipe, UnusableIndex, build_index
+from rag.ranking import BadReranker, Ranking
 from rag.survey import Place
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +70,26 @@ async def test_the_budget_cuts_what_is_over_it(index):
 
 async def test_a_score_below_the_threshold_is_left_out(index):
     assert await opened(index, min_score=1.0, dense_weight=0.0).search("quantum chromodynamics", None) == []
+
+
+async def test_the_best_stand_at_the_edges_where_that_is_wanted(index):
+    plain, edges = opened(index, top_k=4), opened(index, top_k=4, ranking=Ranking(order="edges"))
+    found = await plain.search("delay refund ticket", None)
+    one, two, three, four = (p.text for p in plain.fit(found).passages)
+
+    assert [p.text for p in edges.fit(found).passages] == [one, three, four, two]
+
+
+async def test_a_passage_that_answers_has_a_higher_score_than_any_for_a_question_of_something_else(index):
+    [answers, *_] = await opened(index).search("What does it cost to take a bicycle?", None)
+    strange = await opened(index).search("Which enzyme unwinds the double helix?", None)
+
+    assert answers.score > 2 * max(p.score for p in strange)
+
+
+def test_a_reranker_that_is_not_there_is_told_when_the_collection_is_opened(index):
+    with pytest.raises(BadReranker, match="cannot be imported"):
+        opened(index, ranking=Ranking("no.such:reranker"))
 
 
 def test_another_embedding_model_is_refused(index):

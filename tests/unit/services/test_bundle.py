@@ -61,6 +61,8 @@ def test_a_good_one(bundle_folder):
         ("path: papers}", "path: 'https://example.com/a'}", 11, "a URL belongs into sources"),
         ("path: papers}", "sources: ['https://example.com/a']}", 11, "add allow_hosts: [example.com]"),
         ("path: papers}", "sources: ['https://me:pw@example.com/a'], allow_hosts: [example.com]}", 11, "no name or password"),
+        ("path: papers}", "path: papers, rerank: best}", 11, "pattern"),
+        ("path: papers}", "path: papers, mmr: 1}", 11, "less than 1"),
         ("path: papers}", "path: papers, policy: strict}", 11, "no policy named 'strict'; there is: open, safe"),
         ("prompt: docs, policy: safe, collection: papers", "prompt: docs, policy: safe", 15, "uses passages"),
         ("prompt: plain, policy: open", "prompt: plain, policy: open, collection: papers", 14, "would be ignored"),

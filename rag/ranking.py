@@ -1,0 +1,225 @@
+"""From what words and vectors found to one ranking, and how likely each passage is to answer.
+
+Fusion puts both lists together. The lexical reranker then looks at the best of them: how much of the question, weighed by how
+rare its terms are, stands in the chunk, in one sentence of it, and in the question's own order. Its few weights
+are the same for every collection and language; `rag/train_ranker.py` made them, and `ranker.yaml` says from what.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+import operator
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from langchain_core.documents import BaseDocumentCompressor, Document
+
+from rag.lexical import tokens
+
+FEATURES = ("words", "text", "sentence", "pairs", "length", "cosine")
+"""What is known of a candidate: the scaled BM25 score, times the largest share of the question that any candidate holds; shares
+of the question's terms in the chunk with its headings, and in its best sentence; share of its neighbouring terms that are
+neighbours in the text; the natural logarithm of the text's number of terms; cosine similarity (the least of the list where it is
+not known). Terms weigh as much as they are rare."""
+RERANKED = 50  # candidates that are looked at; the others are left out
+_SENTENCE = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；])|\n+")
+
+
+class BadReranker(ValueError):
+    """A reranker that cannot be had; the message says why."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How candidates become passages, as `bundle.yaml` explains it.
+
+    `rerank` is "lexical", "none", or `module:callable` of something that returns a LangChain `BaseDocumentCompressor`.
+    """
+
+    rerank: str = "lexical"
+    mmr: float = 0.0
+    order: Literal["best-first", "edges"] = "best-first"
+
+    @functools.cached_property
+    def reranker(self) -> BaseDocumentCompressor | None:
+        """The reranker from outside, where there is one; raises BadReranker."""
+        return load_reranker(self.rerank) if ":" in self.rerank else None
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Chunks by id, with the cosine similarity of those that vectors found and the BM25 score of those that words found."""
+
+    documents: dict[str, Document]
+    cosines: dict[str, float]
+    words: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Of each feature: its share of the score by words, and what it adds to the log odds that a passage answers."""
+
+    order: Mapping[str, float]
+    relevance: Mapping[str, float]
+    bias: float
+
+
+@functools.cache
+def load_weights() -> Weights:
+    """Read the weights that come with this module."""
+    told = yaml.safe_load(Path(__file__).with_name("ranker.yaml").read_text(encoding="utf-8"))
+    return Weights(told["order"], told["relevance"], told["bias"])
+
+
+def scale(found: Candidates) -> dict[str, tuple[float, float]]:
+    """Return id -> dense and words' scores, each from 0 to 1 within its list; 0 where a list does not hold the chunk."""
+    low, high = min(found.cosines.values(), default=0.0), max(found.cosines.values(), default=0.0)
+    dense = {name: (cosine - low) / (high - low) if high > low else 1.0 for name, cosine in found.cosines.items()}
+    best = max(found.words.values(), default=0.0) or 1.0
+    return {name: (dense.get(name, 0.0), found.words.get(name, 0.0) / best) for name in found.documents}
+
+
+def fuse(scaled: Mapping[str, tuple[float, float]], dense_weight: float) -> list[str]:
+    """Return ids by a weighted sum of both scores, best first.
+
+    Rank fusion with equal weights falls behind BM25 alone where the embedding model is weak; a weighted sum does not.
+    """
+    return sorted(scaled, key=lambda name: (-dense_weight * scaled[name][0] - (1 - dense_weight) * scaled[name][1], name))
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A chunk, what it is ordered by, the estimate from 0 to 1 that it answers, and its terms."""
+
+    document: Document
+    order: float
+    relevance: float
+    terms: frozenset[str]
+
+
+def rank(found: Candidates, question: str, *, dense_weight: float, rerank: bool) -> list[Ranked]:
+    """Return the best RERANKED of the candidates, best first: by fusion, or in the better order of the lexical reranker."""
+    weights, scaled = load_weights(), scale(found)
+    names = fuse(scaled, dense_weight)[:RERANKED]
+    ranked: list[Ranked] = []
+    for name, (features, terms) in zip(names, measure(found, scaled, question, names), strict=True):
+        dense, words = scaled[name]
+        order = dense_weight * dense + (1 - dense_weight) * (_sum(weights.order, features) if rerank else words)
+        ranked.append(Ranked(found.documents[name], order, _odds(weights.bias + _sum(weights.relevance, features)), terms))
+    return sorted(ranked, key=lambda one: -one.order) if rerank else ranked
+
+
+def load_reranker(path: str) -> BaseDocumentCompressor:
+    """Return what `module:callable` makes; raises BadReranker."""
+    module, _, name = path.partition(":")
+    try:
+        made: Any = operator.attrgetter(name)(importlib.import_module(module))()
+    except (ImportError, AttributeError) as error:
+        raise BadReranker(f"rerank: {path!r} cannot be imported: {error}") from error
+    if not isinstance(made, BaseDocumentCompressor):
+        raise BadReranker(f"rerank: {path!r} returns a {type(made).__name__}, and not a LangChain BaseDocumentCompressor")
+    return made
+
+
+def reranked(reranker: BaseDocumentCompressor, ranked: Sequence[Ranked], question: str) -> list[Ranked]:
+    """Return what a reranker from outside leaves, in its order; its `relevance_score`, where it tells one, is the estimate."""
+    by_id = {str(one.document.id): one for one in ranked}
+    left = reranker.compress_documents([one.document for one in ranked], question)
+    return [
+        replace(
+            by_id[str(document.id)],
+            order=-float(place),
+            relevance=document.metadata.get("relevance_score", by_id[str(document.id)].relevance),
+        )
+        for place, document in enumerate(left)
+    ]
+
+
+def diversify(ranked: Sequence[Ranked], mmr: float, top_k: int) -> list[Ranked]:
+    """Return `top_k` chunks that say different things (maximal marginal relevance); `mmr` is the weight of what was said already.
+
+    Two chunks are as like as the share of terms that they have in common (Jaccard): 1 for copies. Order is scaled from 0 to 1.
+    """
+    best = max((one.order for one in ranked), default=0.0)
+    least = min((one.order for one in ranked), default=0.0)
+    left, likeness = list(ranked), [0.0] * len(ranked)
+    chosen: list[Ranked] = []
+    while left and len(chosen) < top_k:
+        values = [
+            (1 - mmr) * ((one.order - least) / (best - least) if best > least else 1.0) - mmr * like
+            for one, like in zip(left, likeness, strict=True)
+        ]
+        place = values.index(max(values))
+        taken = left.pop(place)
+        likeness.pop(place)
+        chosen.append(taken)
+        likeness = [max(like, _jaccard(one.terms, taken.terms)) for one, like in zip(left, likeness, strict=True)]
+    return chosen
+
+
+def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:
+    return len(one & other) / (len(one | other) or 1)
+
+
+def measure(
+    found: Candidates, scaled: Mapping[str, tuple[float, float]], question: str, names: Sequence[str]
+) -> list[tuple[tuple[float, ...], frozenset[str]]]:
+    """Return FEATURES and terms of each named candidate.
+
+    How rare a term is, is counted among these candidates: every store can tell, and no word leaks of what a caller may not find.
+    """
+    asked = tokens(question)
+    read = [_Reading.of(found.documents[name]) for name in names]
+    count = Counter(term for one in read for term in one.terms.intersection(asked))
+    idf = {term: math.log1p((len(read) - count[term] + 0.5) / (count[term] + 0.5)) for term in set(asked)}
+    pairs = {pair: idf[pair[0]] + idf[pair[1]] for pair in pairwise(asked)}
+    lowest = min(found.cosines.values(), default=0.0)
+
+    def share(terms: Collection[str]) -> float:
+        return sum(weight for term, weight in idf.items() if term in terms) / (sum(idf.values()) or 1.0)
+
+    # Where no chunk holds much of the question, the best by words is no match, only the best.
+    covered = max((share(one.terms) for one in read), default=0.0)
+
+    def measured(name: str, one: _Reading) -> tuple[float, ...]:
+        neighbours = {pair for sentence in one.sentences for pair in pairwise(sentence)}
+        return (
+            scaled[name][1] * covered,
+            share(one.terms),
+            max((share(set(sentence)) for sentence in one.sentences), default=0.0),
+            sum(weight for pair, weight in pairs.items() if pair in neighbours) / (sum(pairs.values()) or 1.0),
+            math.log1p(sum(map(len, one.sentences))),
+            found.cosines.get(name, lowest),
+        )
+
+    return [(measured(name, one), one.terms) for name, one in zip(names, read, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """The terms of a chunk, by sentence, and all of them with those of its headings."""
+
+    sentences: list[list[str]]
+    terms: frozenset[str]
+
+    @classmethod
+    def of(cls, document: Document) -> _Reading:
+        sentences = [tokens(part) for part in _SENTENCE.split(document.page_content)]
+        heading = tokens(document.metadata.get("heading", ""))
+        return cls(sentences, frozenset(heading).union(*sentences))
+
+
+def _sum(weights: Mapping[str, float], features: Sequence[float]) -> float:
+    return sum(weights.get(name, 0.0) * value for name, value in zip(FEATURES, features, strict=True))
+
+
+def _odds(log_odds: float) -> float:
+    return 1 / (1 + math.exp(-log_odds))

@@ -1,0 +1,91 @@
+"""Fusion, the lexical reranker, diversity, and rerankers from outside."""
+
+import pytest
+from langchain_core.documents import BaseDocumentCompressor, Document
+
+from rag.ranking import BadReranker, Candidates, Ranking, diversify, fuse, load_reranker, rank, reranked, scale
+
+TEXTS = {
+    "a": "The station opens at six. Bicycles travel for ten euros on every train.",
+    "b": "Ten trains travel every hour. Six euros is what a sandwich costs. Bicycles are sold elsewhere.",
+    "c": "Dogs need a muzzle.",
+}
+
+
+def candidates(cosines, words):
+    documents = {name: Document(page_content=TEXTS[name], metadata={"heading": ""}, id=name) for name in {*cosines, *words}}
+    return Candidates(documents, cosines, words)
+
+
+class Backwards(BaseDocumentCompressor):
+    def compress_documents(self, documents, query, callbacks=None):
+        scored = [document.model_copy(update={"metadata": {"relevance_score": 0.25}}) for document in documents]
+        return scored[::-1][:2]
+
+
+def test_each_list_is_scaled_by_itself():
+    scaled = scale(candidates({"a": 0.9, "b": 0.8}, {"b": 12.0, "c": 6.0}))
+
+    assert scaled == {"a": (1.0, 0.0), "b": (0.0, 1.0), "c": (0.0, 0.5)}
+    assert fuse(scaled, 0.6) == ["a", "b", "c"]
+    assert fuse(scaled, 0.0) == ["b", "c", "a"]
+
+
+def test_nothing_found_is_no_error():
+    assert rank(candidates({}, {}), "what?", dense_weight=0.5, rerank=True) == []
+
+
+def test_a_question_without_a_term_keeps_the_order_of_the_vectors():
+    ranked = rank(candidates({"c": 0.9, "b": 0.8, "a": 0.7}, {}), "???", dense_weight=0.5, rerank=True)
+
+    assert ranked[0].document.id == "c"
+
+
+def test_the_reranker_prefers_terms_that_stand_together():
+    """Both searches find a and b alike; only a says it in one sentence."""
+    found = candidates({"a": 0.85, "b": 0.85, "c": 0.8}, {"a": 5.0, "b": 5.0, "c": 1.0})
+    question = "bicycles, ten euros, train"
+
+    assert rank(found, question, dense_weight=0.5, rerank=True)[0].document.id == "a"
+    assert [one.document.id for one in rank(found, question, dense_weight=0.5, rerank=False)] == ["a", "b", "c"]
+
+
+def test_a_passage_that_answers_is_estimated_higher():
+    found = candidates({"a": 0.88, "c": 0.78}, {"a": 5.0})
+    answers, other = rank(found, "bicycles for ten euros on every train", dense_weight=0.5, rerank=True)
+
+    assert 0 <= other.relevance < answers.relevance <= 1
+
+
+def test_a_copy_comes_last_where_diversity_counts():
+    found = candidates({"a": 0.9, "b": 0.85, "c": 0.8}, {})
+    copy = found.documents["a"].model_copy(update={"id": "copy"})
+    twice = Candidates({**found.documents, "copy": copy}, {**found.cosines, "copy": 0.899}, {})
+    ranked = rank(twice, "bicycles", dense_weight=1.0, rerank=False)
+
+    assert [one.document.id for one in ranked[:2]] == ["a", "copy"]
+    assert [one.document.id for one in diversify(ranked, 0.6, 4)][-1] == "copy"
+    assert [one.document.id for one in diversify(ranked, 0.0, 4)] == [one.document.id for one in ranked]
+
+
+def test_a_reranker_from_outside_orders_drops_and_tells_its_score():
+    ranked = rank(candidates({"a": 0.9, "b": 0.85, "c": 0.8}, {}), "bicycles", dense_weight=1.0, rerank=False)
+    left = reranked(Backwards(), ranked, "bicycles")
+
+    assert [(one.document.id, one.relevance) for one in left] == [("c", 0.25), ("b", 0.25)]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("no.such.module:x", "cannot be imported"), ("json:none", "cannot be imported"), ("builtins:dict", "returns a dict")],
+)
+def test_a_reranker_that_is_none_is_refused(path, message):
+    with pytest.raises(BadReranker, match=message):
+        load_reranker(path)
+
+
+def test_a_path_names_what_makes_the_reranker(monkeypatch):
+    monkeypatch.setattr("json.made_for_a_test", Backwards, raising=False)
+
+    assert isinstance(Ranking("json:made_for_a_test").reranker, Backwards)
+    assert Ranking("lexical").reranker is None
