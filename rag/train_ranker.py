@@ -44,7 +44,7 @@ CHUNK_CHARACTERS = 4000
 SHOWN = 5  # passages that may reach a prompt
 MOST = 600  # queries of a set; every set weighs the same
 STRANGE = 200  # queries of each set that are asked of a stranger's corpus
-LIMITS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+LIMITS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 
 @dataclass(frozen=True)

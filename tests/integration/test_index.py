@@ -28,7 +28,7 @@ def index(tmp_path_factory):
 
 
 def opened(index, **changes):
-    settings = {"top_k": 3, "dense_weight": 0.6, "min_score": 0.0, "max_context_characters": 4000, **changes}
+    settings = {"top_k": 3, "dense_weight": 0.6, "min_score": 0.005, "max_context_characters": 4000, **changes}
     return Collection(index, embedder="multilingual-e5-small", embeddings=MultilingualE5(), **settings)
 
 
@@ -73,18 +73,16 @@ async def test_a_score_below_the_threshold_is_left_out(index):
 
 
 async def test_the_best_stand_at_the_edges_where_that_is_wanted(index):
-    plain, edges = opened(index, top_k=4), opened(index, top_k=4, ranking=Ranking(order="edges"))
+    plain, edges = opened(index, top_k=4, min_score=0), opened(index, ranking=Ranking(order="edges"))
     found = await plain.search("delay refund ticket", None)
     one, two, three, four = (p.text for p in plain.fit(found).passages)
 
     assert [p.text for p in edges.fit(found).passages] == [one, three, four, two]
 
 
-async def test_a_passage_that_answers_has_a_higher_score_than_any_for_a_question_of_something_else(index):
-    [answers, *_] = await opened(index).search("What does it cost to take a bicycle?", None)
-    strange = await opened(index).search("Which enzyme unwinds the double helix?", None)
-
-    assert answers.score > 2 * max(p.score for p in strange)
+@pytest.mark.parametrize("question", ["Which enzyme unwinds the double helix?", "How do I bake bread?", "谁写了红楼梦?"])
+async def test_nothing_is_found_for_what_the_documents_do_not_answer(index, question):
+    assert await opened(index).search(question, None) == []
 
 
 def test_a_reranker_that_is_not_there_is_told_when_the_collection_is_opened(index):
