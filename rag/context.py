@@ -32,7 +32,12 @@ class Passage:
 
 
 def merged(lists: Sequence[Sequence[Passage]]) -> list[Passage]:
-    """Return the best passages of several searches, each once with its best score, as many as the longest list has."""
+    """Return the best passages of several searches, each once with its best score, as many as the longest list has.
+
+    One list keeps its order, which knows more than the scores; several have only these in common.
+    """
+    if len(lists) == 1:
+        return list(lists[0])
     best: dict[tuple[str, int, str, str], Passage] = {}
     for passage in sorted((passage for found in lists for passage in found), key=lambda passage: -passage.score):
         best.setdefault((passage.source, passage.page, passage.heading, passage.text), passage)

@@ -22,7 +22,7 @@ NAMES = ["acme", "beta", "o'neil", "x' OR '1'='1", "back\\", 'say "no"', "财务
 WORDS = ["refund", "train", "ticket", "luggage", "车票", "退款"]
 ROWS, K, DIMENSIONS = 300, 7, 8
 STORES = ["embedded", "postgres", "qdrant"]
-PAIRS = {"embedded": 10_000, "postgres": 10_000, "qdrant": 1_000}
+PAIRS = {"embedded": 4_000, "postgres": 2_000, "qdrant": 1_000}
 
 
 def chunk(number, rng):

@@ -41,4 +41,5 @@ def test_the_best_of_several_searches_each_once():
 
     assert merged([[REFUNDS, PETS], [better]]) == [better, REFUNDS]
     assert merged([[REFUNDS], [PETS]]) == [REFUNDS]
+    assert merged([[PETS, REFUNDS]]) == [PETS, REFUNDS]
     assert merged([]) == []
