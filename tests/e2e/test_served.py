@@ -110,7 +110,7 @@ def test_the_model_does_not_learn_who_is_spoken_of_and_the_caller_does(client):
 
 def test_personal_data_in_a_document_does_not_leave(client):
     """The handbook holds the night manager's number; neither sources nor answer show it, streamed or not."""
-    messages = say("How long is lost property kept?")
+    messages = say("At which number does the night manager answer calls?")
     answer = client.chat.completions.create(model="handbook", messages=messages)
     stream = client.chat.completions.create(model="handbook", messages=messages, stream=True)
     chunks = [chunk.model_dump_json() for chunk in stream]
@@ -121,6 +121,29 @@ def test_personal_data_in_a_document_does_not_leave(client):
     assert "13812345678" not in "".join(chunks)
     text = "".join(c["delta"].get("content") or "" for chunk in chunks for c in json.loads(chunk)["choices"])
     assert not any("13812345678"[i : i + 4] in text for i in range(8))
+
+
+def test_a_langchain_application_stands_on_the_box(box):
+    """One route's documents as its retriever, another route as its chat model."""
+    command = [sys.executable, "examples/langchain_app.py", "What does an ekiben cost?", "--url", box.url]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "11 euros" in done.stdout
+    assert "on-board.html" in done.stdout
+
+
+def test_documents_are_searched_through_their_routes_guards(box, client):
+    asked = {"model": "handbook", "query": "At which number does the night manager answer calls?", "top_k": 5}
+    found = httpx.post(f"{box.url}/v1/rag/search", json=asked, timeout=60).raise_for_status().json()["data"]
+    page = client.vector_stores.search("handbook", query="退票要收多少手续费?")
+
+    assert any("<CN_MOBILE>" in one["text"] for one in found)
+    assert "13812345678" not in str(found)
+    assert 2 < len(found) <= 5
+    assert page.data[0].filename == "退票与改签.md"
 
 
 @pytest.mark.parametrize(
@@ -297,7 +320,7 @@ def test_a_caller_who_leaves_frees_the_engine_within_a_second(box, stream):
                 next(response.iter_lines())
                 running = time.monotonic()
                 while gauge(box, "vllm:num_requests_running") != 1:
-                    assert time.monotonic() - running < 5
+                    assert time.monotonic() - running < 60, "the engine never began"
                     time.sleep(0.05)
         else:
             with pytest.raises(httpx.ReadTimeout):
@@ -365,26 +388,3 @@ def test_the_server_stops_when_told_also_after_callers_have_left(box):
     _, alive = psutil.wait_procs(workers, timeout=30)
 
     assert alive == []
-
-
-def test_a_langchain_application_stands_on_the_box(box):
-    """One route's documents as its retriever, another route as its chat model."""
-    command = [sys.executable, "examples/langchain_app.py", "What does an ekiben cost?", "--url", box.url]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, check=False
-    )
-
-    assert done.returncode == 0, done.stderr
-    assert "11 euros" in done.stdout
-    assert "on-board.html" in done.stdout
-
-
-def test_documents_are_searched_through_their_routes_guards(box, client):
-    asked = {"model": "handbook", "query": "How long is lost property kept?", "top_k": 5}
-    found = httpx.post(f"{box.url}/v1/rag/search", json=asked, timeout=60).raise_for_status().json()["data"]
-    page = client.vector_stores.search("handbook", query="退票要收多少手续费?")
-
-    assert any("<CN_MOBILE>" in one["text"] for one in found)
-    assert "13812345678" not in str(found)
-    assert 2 < len(found) <= 5
-    assert page.data[0].filename == "退票与改签.md"
