@@ -22,6 +22,9 @@ _PARAGRAPH = re.compile(r"\n[ \t]*\n\s*")
 _FINER = ["\n", "，", "、", ", ", " ", ""]
 
 
+_ENDS = frozenset(".!?;。！？；…")
+
+
 @dataclass(frozen=True)
 class _Unit:
     """What is not cut any further; `text` ends with what stands between it and the next."""
@@ -55,6 +58,16 @@ def cut(
             }  # fmt: skip
             chunks.append(Document(page_content=text, metadata=metadata, id=_digest(same, str(seen[same]))))
     return chunks
+
+
+def rejoined(before: str, after: str) -> str:
+    """Return two chunks that stand behind one another as one text, with the sentences that both hold at the cut once."""
+    for length in range(min(len(before), len(after)), 1, -1):
+        left = before[: len(before) - length]
+        whole = after[:length].rstrip()[-1:] in _ENDS and (not left or left[-1] in _ENDS or left[-1].isspace())
+        if whole and before.endswith(after[:length]):
+            return before + after[length:]
+    return f"{before}\n{after}"
 
 
 def headed(heading: str, text: str) -> str:

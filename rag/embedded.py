@@ -110,6 +110,14 @@ class EmbeddedStore(ChunkStore):
             return {}
         return self._lexical.search(question, k, None if access is None else self._owners.mask(access))
 
+    def of_sections(self, parents: Sequence[str], positions: Sequence[int], access: Access | None) -> list[Document]:
+        """Return the chunks of these sections that stand at one of these positions."""
+        if self._table is None or not parents or not positions:
+            return []
+        wanted = f"parent IN ({_quoted(parents)}) AND position IN ({', '.join(str(int(place)) for place in positions)})"
+        where = wanted if access is None else f"{wanted} AND {_allowed(access)}"
+        return [_document(row) for row in self._table.search().where(where).limit(len(parents) * len(positions)).to_list()]
+
     def close(self) -> None:
         """Nothing is held that must be let go."""
 

@@ -306,6 +306,17 @@ class PostgresStore(ChunkStore):
             connection.execute("SET LOCAL jit = off")  # compiling takes longer than the query
             return {identity: float(score) for identity, score in connection.execute(query, asked)}
 
+    def of_sections(self, parents: Sequence[str], positions: Sequence[int], access: Access | None) -> list[Document]:
+        """Return the chunks of these sections that stand at one of these positions."""
+        asked = {"parents": list(parents), "positions": list(positions), **_told(access)}
+        query = self._sql(
+            "SELECT {told} FROM {chunks} c"
+            " WHERE c.parent = ANY(%(parents)s) AND c.position = ANY(%(positions)s::int4[]) AND {allowed}",
+            told=_TOLD, allowed=_allowed(access),
+        )  # fmt: skip
+        with self._server() as connection, connection.cursor(row_factory=dict_row) as cursor:
+            return [_document(row) for row in cursor.execute(query, asked)]
+
     def close(self) -> None:
         """The connections belong to the versions."""
 

@@ -198,6 +198,21 @@ class QdrantStore(ChunkStore):
                 self._name, query=query, using=using, limit=k, query_filter=_allowed(access), with_payload=payload
             ).points
 
+    def of_sections(self, parents: Sequence[str], positions: Sequence[int], access: Access | None) -> list[Document]:
+        """Return the chunks of these sections that stand at one of these positions."""
+        if not parents or not positions:
+            return []
+        allowed = _allowed(access)
+        wanted: list[models.Condition] = [
+            models.FieldCondition(key="parent", match=models.MatchAny(any=list(parents))),
+            models.FieldCondition(key="position", match=models.MatchAny(any=list(positions))),
+            *([] if allowed is None else [allowed]),
+        ]
+        with _reported():
+            many = len(parents) * len(positions)
+            points, _ = self._client.scroll(self._name, models.Filter(must=wanted), limit=many)
+        return [_document(point) for point in points]
+
     def close(self) -> None:
         """The connection belongs to the versions."""
 

@@ -42,11 +42,13 @@ class Ranking:
     """How candidates become passages, as `bundle.yaml` explains it.
 
     `rerank` is "lexical", "none", or `module:callable` of something that returns a LangChain `BaseDocumentCompressor`.
+    `neighbours` chunks before and after, of the same section, are shown with each that is found.
     """
 
     rerank: str = "lexical"
     mmr: float = 0.0
     order: Literal["best-first", "edges"] = "best-first"
+    neighbours: int = 0
 
     @functools.cached_property
     def reranker(self) -> BaseDocumentCompressor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from langchain_core.documents import Document
@@ -9,6 +10,7 @@ from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict
 
 from rag.access import Access
+from rag.chunks import rejoined
 from rag.ranking import Candidates, Ranking, diversify, rank, reranked
 from rag.store import ChunkStore
 
@@ -41,7 +43,7 @@ class HybridRetriever(BaseRetriever):
 
     def search(self, query: str, vector: list[float]) -> list[Document]:
         """Return the best `top_k` chunks, best first, with their `score` (0 to 1) in the metadata."""
-        return self.rank(query, self.candidates(query, vector))
+        return self.widened(self.rank(query, self.candidates(query, vector)))
 
     def candidates(self, query: str, vector: list[float]) -> Candidates:
         """Return the chunks that words or vectors find."""
@@ -52,6 +54,31 @@ class HybridRetriever(BaseRetriever):
         documents |= {str(document.id): document for document in self.store.get_by_ids(missing)}
         return Candidates(documents, {str(document.id): score for document, score in near}, words)
 
+    def widened(self, chosen: list[Document]) -> list[Document]:
+        """Return passages with their neighbours of the same section in their text; what one has shown, the next leaves out."""
+        most = self.ranking.neighbours
+        if not most or not chosen:
+            return chosen
+        near = {place + step for _, place in map(_place, chosen) for step in range(-most, most + 1) if place + step >= 0}
+        sections = list(dict.fromkeys(parent for parent, _ in map(_place, chosen)))
+        known = {_place(chunk): chunk for chunk in self.store.of_sections(sections, sorted(near), self.access)}
+        shown: set[tuple[str, int]] = set()
+        widened: list[Document] = []
+        for chunk in chosen:
+            parent, place = _place(chunk)
+            if (parent, place) in shown:
+                continue
+            first = last = place
+            while place - first < most and (parent, first - 1) in known.keys() - shown:
+                first -= 1
+            while last - place < most and (parent, last + 1) in known.keys() - shown:
+                last += 1
+            run = [(parent, at) for at in range(first, last + 1)]
+            shown |= set(run)
+            texts = [chunk.page_content if at == (parent, place) else known[at].page_content for at in run]
+            widened.append(chunk.model_copy(update={"page_content": functools.reduce(rejoined, texts)}))
+        return widened
+
     def rank(self, query: str, found: Candidates) -> list[Document]:
         """Return the best `top_k` of the candidates, best first."""
         ranked = rank(found, query, dense_weight=self.dense_weight, rerank=self.ranking.rerank != "none")
@@ -59,3 +86,7 @@ class HybridRetriever(BaseRetriever):
             ranked = reranked(self.ranking.reranker, ranked[:MODEL_RERANKED], query)
         chosen = diversify(ranked, self.ranking.mmr, self.top_k) if self.ranking.mmr else ranked[: self.top_k]
         return [one.document.model_copy(update={"metadata": {**one.document.metadata, "score": one.relevance}}) for one in chosen]
+
+
+def _place(chunk: Document) -> tuple[str, int]:
+    return chunk.metadata["parent"], chunk.metadata["position"]

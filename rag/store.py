@@ -67,6 +67,10 @@ class ChunkStore(VectorStore):
         """Return id -> BM25 score for the k best texts that share a term with the question."""
 
     @abstractmethod
+    def of_sections(self, parents: Sequence[str], positions: Sequence[int], access: Access | None) -> list[Document]:
+        """Return the chunks of these sections (`parent`) that stand at one of these positions, in any order."""
+
+    @abstractmethod
     def close(self) -> None:
         """Let go of files and connections."""
 

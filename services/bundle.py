@@ -329,6 +329,9 @@ class Collection(_Strict):
     mmr: float = Field(
         default=0.0, ge=0, lt=1, description="weight of saying something new (maximal marginal relevance); 0: only relevance"
     )
+    neighbours: int = Field(
+        default=0, ge=0, le=20, description="chunks before and after, of the same section, that are shown with each passage"
+    )
     order: Literal["best-first", "edges"] = Field(
         default="best-first", description="of the passages in the prompt; edges: the best stand first and last"
     )

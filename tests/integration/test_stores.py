@@ -32,7 +32,8 @@ def chunk(number, rng):
         "source": f"{number % 17}.md",
         "heading": WORDS[number % 3],
         "page": number,
-        "position": number % 5,
+        "position": number // 17,
+        "parent": f"{number % 17}",
         "date": "2026-01-01",
     }
     text = " ".join(WORDS[i] for i in rng.integers(len(WORDS), size=rng.integers(1, 30)))
@@ -137,6 +138,21 @@ def test_random_searches_find_the_best_of_what_may_be_seen(filled):
     assert leaks == 0
 
 
+def test_chunks_of_a_section_are_those_that_may_be_seen(filled):
+    store, documents, _, _ = filled
+    sections = sorted({d.metadata["parent"] for d in documents})[:3]
+    for access in (None, Access("acme", frozenset({"beta", "o'neil"})), Access("x' OR '1'='1", frozenset())):
+        may = set(range(ROWS)) if access is None else set(allowed(documents, access))
+        wanted = {
+            d.id
+            for n, d in enumerate(documents)
+            if n in may and d.metadata["parent"] in sections and d.metadata["position"] in {1, 3}
+        }
+        assert wanted
+        assert {d.id for d in store.of_sections(sections, [1, 3], access)} == wanted
+    assert store.of_sections([], [1], None) == store.of_sections(["no' such"], [1], None) == []
+
+
 def test_who_may_see_little_still_gets_as_many_results(filled):
     store, documents, vectors, _ = filled
     nobody = Access("nobody", frozenset())
@@ -155,7 +171,7 @@ def test_everything_comes_back_as_it_was_written(filled):
     for document, vector in zip(documents, vectors, strict=True):
         same, its = found[document.id]
         assert (same.page_content, its.tolist()) == (document.page_content, vector.tolist())
-        assert same.metadata == {"language": "", "parent": "", **document.metadata}
+        assert same.metadata == {"language": "", **document.metadata}
 
 
 @pytest.mark.parametrize("other", STORES[1:])

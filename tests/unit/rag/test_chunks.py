@@ -1,12 +1,13 @@
 """Chunks keep structure, and their ids move only with what they are made of."""
 
+import functools
 from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag.chunks import MAX_LINE, cut
+from rag.chunks import MAX_LINE, cut, rejoined
 from rag.language import language_of
 from rag.loading import read_document
 from rag.section import Block, Section, table
@@ -103,3 +104,14 @@ def test_nothing_is_lost_and_nothing_is_too_long(text, limit):
     assert len({c.id for c in found}) == len(found)
     wanted = iter("".join(c.page_content for c in found))
     assert all(character in wanted for character in "".join(text.split()))
+
+
+def test_neighbours_are_put_together_again():
+    assert rejoined("One. Two.", "Two. Three.") == "One. Two. Three."
+    assert rejoined("一。二。", "二。三。") == "一。二。三。"
+    assert rejoined("One.", "Three.") == "One.\nThree."
+    assert rejoined("a cat", "table.") == "a cat\ntable."
+    sentences = " ".join(f"Number {n} is here." for n in range(90))
+    found = [chunk.page_content for chunk in chunks(sentences, 300)]
+    assert len(found) > 5
+    assert functools.reduce(rejoined, found) == sentences
