@@ -336,7 +336,7 @@ class Collection(_Strict):
         default="best-first", description="of the passages in the prompt; edges: the best stand first and last"
     )
     min_score: float = Field(
-        default=0.005, ge=0, le=1, description="a passage is left out when the estimate that it answers, from 0 to 1, is lower"
+        default=0.0005, ge=0, le=1, description="a passage is left out when the estimate that it answers, from 0 to 1, is lower"
     )
     max_context_characters: int = Field(default=4000, ge=200, description="passages are cut off at this many characters in sum")
 

@@ -142,7 +142,7 @@ def test_documents_are_searched_through_their_routes_guards(box, client):
 
     assert any("<CN_MOBILE>" in one["text"] for one in found)
     assert "13812345678" not in str(found)
-    assert 2 < len(found) <= 5
+    assert 1 <= len(found) <= 5
     assert page.data[0].filename == "退票与改签.md"
 
 

@@ -28,7 +28,7 @@ def index(tmp_path_factory):
 
 
 def opened(index, **changes):
-    settings = {"top_k": 3, "dense_weight": 0.6, "min_score": 0.005, "max_context_characters": 4000, **changes}
+    settings = {"top_k": 3, "dense_weight": 0.6, "min_score": 0.0005, "max_context_characters": 4000, **changes}
     return Collection(index, embedder="multilingual-e5-small", embeddings=MultilingualE5(), **settings)
 
 
@@ -80,7 +80,7 @@ async def test_the_best_stand_at_the_edges_where_that_is_wanted(index):
     assert [p.text for p in edges.fit(found).passages] == [one, three, four, two]
 
 
-@pytest.mark.parametrize("question", ["Which enzyme unwinds the double helix?", "How do I bake bread?", "谁写了红楼梦?"])
+@pytest.mark.parametrize("question", ["Which enzyme unwinds the double helix?", "Who wrote Hamlet?", "谁写了红楼梦?"])
 async def test_nothing_is_found_for_what_the_documents_do_not_answer(index, question):
     assert await opened(index).search(question, None) == []
 
