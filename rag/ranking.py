@@ -29,6 +29,9 @@ FEATURES = ("words", "text", "sentence", "pairs", "length", "cosine")
 of the question's terms in the chunk with its headings, and in its best sentence; share of its neighbouring terms that are
 neighbours in the text; the natural logarithm of the text's number of terms; cosine similarity (the least of the list where it is
 not known). Terms weigh as much as they are rare."""
+LEXICAL_SHARE = 0.1
+"""Weight of the lexical reranker beside the fusion. In the place of the fusion's words it was as good for questions in the
+words of their passages and worse for those of a search engine's users (RGB-zh, nDCG@10: 0.739; this 0.769; fusion 0.777)."""
 RERANKED = 50  # candidates that are looked at; the others are left out
 _SENTENCE = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；])|\n+")
 
@@ -67,7 +70,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Weights:
-    """Of each feature: its share of the score by words, and what it adds to the log odds that a passage answers."""
+    """Of each feature: its share of the lexical score, and what it adds to the log odds that a passage answers."""
 
     order: Mapping[str, float]
     relevance: Mapping[str, float]
@@ -114,7 +117,9 @@ def rank(found: Candidates, question: str, *, dense_weight: float, rerank: bool)
     ranked: list[Ranked] = []
     for name, (features, terms) in zip(names, measure(found, scaled, question, names), strict=True):
         dense, words = scaled[name]
-        order = dense_weight * dense + (1 - dense_weight) * (_sum(weights.order, features) if rerank else words)
+        order = dense_weight * dense + (1 - dense_weight) * words
+        if rerank:
+            order += LEXICAL_SHARE * _sum(weights.order, features)
         ranked.append(Ranked(found.documents[name], order, _odds(weights.bias + _sum(weights.relevance, features)), terms))
     return sorted(ranked, key=lambda one: -one.order) if rerank else ranked
 

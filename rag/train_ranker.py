@@ -22,7 +22,7 @@ import yaml
 from rag.evaluate import Indexed, PooledEmbeddings, indexed, query_vectors
 from rag.judgements import Judged, read_judged
 from rag.metrics import judge
-from rag.ranking import FEATURES, RERANKED, Candidates, fuse, measure, scale
+from rag.ranking import FEATURES, LEXICAL_SHARE, RERANKED, Candidates, fuse, measure, scale
 from rag.retriever import HybridRetriever
 
 SETS = {
@@ -49,19 +49,19 @@ LIMITS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 @dataclass(frozen=True)
 class Query:
-    """The best candidates of a query: FEATURES, scaled cosines, and which are judged to answer; and the whole ranking."""
+    """The best candidates of a query: FEATURES, scaled cosines, fused scores, which are judged to answer; and the whole ranking."""
 
     name: str
     features: Any
     dense: Any
+    fused: Any
     answers: Any
     documents: list[str]
     grades: dict[str, int]
 
     def best(self, order: Any) -> Any:
         """Return the places of the candidates with these weights of ORDERED, best first."""
-        words = self.features[:, : len(ORDERED)] @ order
-        return np.argsort(-DENSE_WEIGHT * self.dense - (1 - DENSE_WEIGHT) * words, kind="stable")
+        return np.argsort(-self.fused - LEXICAL_SHARE * (self.features[:, : len(ORDERED)] @ order), kind="stable")
 
     def judge(self, order: Any) -> tuple[float, ...]:
         """Return the figures of the ranking with these weights of ORDERED."""
@@ -86,6 +86,7 @@ def queries_of(judged: Judged, bench: Indexed, asked: Judged, vectors: dict[str,
         found.append(
             Query(
                 name, np.array(features), np.array([scaled[chunk][0] for chunk in best]),
+                np.array([scaled[chunk] for chunk in best]) @ (DENSE_WEIGHT, 1 - DENSE_WEIGHT),
                 np.array([document in grades for document in documents[: len(best)]]), documents, grades,
             )
         )  # fmt: skip
