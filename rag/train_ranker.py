@@ -49,7 +49,7 @@ LIMITS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 @dataclass(frozen=True)
 class Query:
-    """The best candidates of a query: FEATURES, scaled cosines, fused scores, which are judged to answer; and the whole ranking."""
+    """The best candidates of a query: FEATURES, scaled cosines, fused scores, which of them answer; and the whole ranking."""
 
     name: str
     features: Any
