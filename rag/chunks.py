@@ -20,8 +20,6 @@ MAX_LINE = 4000  # a line of code that is longer is no code that anybody reads
 _SENTENCE = re.compile(r"[。！？；…]+[”’』」）]*|[.!?;]+[\"')\]]*(?=\s)|\n(?=\s*(?:[-*+•]|\d+[.)、])\s)")
 _PARAGRAPH = re.compile(r"\n[ \t]*\n\s*")
 _FINER = ["\n", "，", "、", ", ", " ", ""]
-
-
 _ENDS = frozenset(".!?;。！？；…")
 
 
@@ -63,10 +61,10 @@ def cut(
 def rejoined(before: str, after: str) -> str:
     """Return two chunks that stand behind one another as one text, with the sentences that both hold at the cut once."""
     for length in range(min(len(before), len(after)), 1, -1):
-        left = before[: len(before) - length]
-        whole = after[:length].rstrip()[-1:] in _ENDS and (not left or left[-1] in _ENDS or left[-1].isspace())
-        if whole and before.endswith(after[:length]):
-            return before + after[length:]
+        if before.endswith(after[:length]) and after[:length].rstrip()[-1:] in _ENDS:
+            left = before[: len(before) - length]
+            if not left or left[-1] in _ENDS or left[-1].isspace():
+                return before + after[length:]
     return f"{before}\n{after}"
 
 

@@ -21,13 +21,13 @@ from langchain_core.embeddings import Embeddings
 
 from rag.embedded import EmbeddedStore
 from rag.embedding import MultilingualE5
-from rag.index import BATCH, Recipe, build_index
+from rag.index import Recipe, build_index
 from rag.language import language_of
 from rag.metrics import METRICS, Difference, compare, judge
 from rag.ranking import RERANKED
 from rag.report import Report
 from rag.retriever import HybridRetriever
-from rag.scratch import Scratch, key_of
+from rag.scratch import Scratch, embed_missing, key_of
 from rag.survey import Item, Survey
 
 if TYPE_CHECKING:
@@ -227,18 +227,10 @@ def _survey(judged: Judged) -> Survey:
 
 def query_vectors(judged: Judged, embeddings: PooledEmbeddings, cache: Path, progress: Progress) -> dict[str, list[float]]:
     """Return query -> vector; kept in `cache` as those of passages are."""
-    import numpy as np
-
     scratch = Scratch(cache / embeddings.name / "query")
     known = scratch.vectors()
     texts = {key_of(text): text for text in judged.queries.values()}
-    missing = [key for key in texts if key not in known]
-    for start in range(0, len(missing), BATCH):
-        batch = missing[start : start + BATCH]
-        vectors = np.asarray(embeddings.embed_queries([texts[key] for key in batch]), dtype=np.float32)
-        scratch.add(batch, vectors)
-        known |= dict(zip(batch, vectors, strict=True))
-        progress("embedding queries", start + len(batch), len(missing))
+    embed_missing(texts, known, scratch, embeddings.embed_queries, partial(progress, "embedding queries"))
     return {query: known[key_of(text)].tolist() for query, text in judged.queries.items()}
 
 

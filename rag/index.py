@@ -24,13 +24,12 @@ from rag.embedded import EmbeddedStore
 from rag.embedding import NoEmbeddings
 from rag.loading import read_document
 from rag.report import Report
-from rag.scratch import Scratch, key_of
+from rag.scratch import Scratch, embed_missing, key_of
 from rag.store import searched
 from rag.survey import Changed, Item, Survey
 
 CARD = "index.json"
 FORMAT = 4  # raise when the same documents would give another index
-BATCH = 32
 Check = Callable[[str], str | None]
 """Returns a chunk's text as the index may hold it, None where it may not."""
 
@@ -236,20 +235,12 @@ def _embed(
     """Return the chunks' vectors, an array of float32 (chunks, dimensions); equal texts are embedded once."""
     import numpy as np
 
-    texts = {key_of(text): text for text in (searched(chunk) for chunk in chunks)}
-    keys = [key_of(searched(chunk)) for chunk in chunks]
+    found = [searched(chunk) for chunk in chunks]
+    keys = [key_of(text) for text in found]
     resumed = scratch.vectors() if scratch else {}
     known = resumed | earlier
-    missing = [key for key in texts if key not in known]
     report.kept = sum(key in earlier for key in keys)
     report.resumed = sum(key in resumed and key not in earlier for key in keys)
     report.embedded = len(keys) - report.kept - report.resumed
-    progress(len(texts) - len(missing), len(texts))
-    for start in range(0, len(missing), BATCH):
-        batch = missing[start : start + BATCH]
-        vectors = np.asarray(embeddings.embed_documents([texts[key] for key in batch]), dtype=np.float32)
-        if scratch:
-            scratch.add(batch, vectors)
-        known |= dict(zip(batch, vectors, strict=True))
-        progress(len(texts) - len(missing) + start + len(batch), len(texts))
+    embed_missing(dict(zip(keys, found, strict=True)), known, scratch, embeddings.embed_documents, progress)
     return np.stack([known[key] for key in keys])

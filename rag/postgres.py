@@ -261,9 +261,7 @@ class PostgresStore(ChunkStore):
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Return the texts with these ids."""
-        with self._server() as connection, connection.cursor(row_factory=dict_row) as cursor:
-            cursor.execute(self._sql("SELECT {told} FROM {chunks} c WHERE id = ANY(%s)", told=_TOLD), [list(ids)])
-            return [_document(row) for row in cursor]
+        return self._documents(SQL("c.id = ANY(%(ids)s)"), {"ids": list(ids)}, None)
 
     def nearest(self, vector: list[float], k: int, access: Access | None) -> list[tuple[Document, float]]:
         """Return the k texts nearest to a vector with their cosine similarity."""
@@ -308,14 +306,15 @@ class PostgresStore(ChunkStore):
 
     def of_sections(self, parents: Sequence[str], positions: Sequence[int], access: Access | None) -> list[Document]:
         """Return the chunks of these sections that stand at one of these positions."""
-        asked = {"parents": list(parents), "positions": list(positions), **_told(access)}
-        query = self._sql(
-            "SELECT {told} FROM {chunks} c"
-            " WHERE c.parent = ANY(%(parents)s) AND c.position = ANY(%(positions)s::int4[]) AND {allowed}",
-            told=_TOLD, allowed=_allowed(access),
-        )  # fmt: skip
+        asked = {"parents": list(parents), "positions": list(positions)}
+        which = SQL("c.parent = ANY(%(parents)s) AND c.position = ANY(%(positions)s::int4[])")
+        return self._documents(which, asked, access)
+
+    def _documents(self, which: SQL, asked: dict[str, Any], access: Access | None) -> list[Document]:
+        parts = {"which": which, "told": _TOLD, "allowed": _allowed(access)}
+        query = self._sql("SELECT {told} FROM {chunks} c WHERE {which} AND {allowed}", **parts)
         with self._server() as connection, connection.cursor(row_factory=dict_row) as cursor:
-            return [_document(row) for row in cursor.execute(query, asked)]
+            return [_document(row) for row in cursor.execute(query, {**asked, **_told(access)})]
 
     def close(self) -> None:
         """The connections belong to the versions."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+BATCH = 32
 
 
 def key_of(text: str) -> bytes:
@@ -43,3 +45,25 @@ class Scratch:
         with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".part", delete=False) as file:
             np.savez(file, keys=np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), -1), vectors=vectors)
         Path(file.name).replace(self._folder / f"{keys[0].hex()}.npz")
+
+
+def embed_missing(
+    texts: Mapping[bytes, str], known: dict[bytes, Any], scratch: Scratch | None, embed: Callable[[list[str]], list[list[float]]],
+    progress: Callable[[int, int], None],
+) -> None:  # fmt: skip
+    """Embed the texts whose vectors are not `known`, and add them there; each batch is kept in `scratch`.
+
+    `texts` and `known` go by `key_of`; `progress` is told the texts that have vectors, and all.
+    """
+    import numpy as np
+
+    missing = [key for key in texts if key not in known]
+    done = len(texts) - len(missing)
+    progress(done, len(texts))
+    for start in range(0, len(missing), BATCH):
+        batch = missing[start : start + BATCH]
+        vectors = np.asarray(embed([texts[key] for key in batch]), dtype=np.float32)
+        if scratch:
+            scratch.add(batch, vectors)
+        known |= dict(zip(batch, vectors, strict=True))
+        progress(done + start + len(batch), len(texts))

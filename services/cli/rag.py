@@ -48,7 +48,7 @@ def rag_ingest(
     from services.lock import read_lock
     from services.packing import ingest
 
-    path = (bundle or load_settings().bundle).with_suffix(".lock")
+    path = _lock_file(bundle)
     with reported(), Bar() as bar:
         tag, report = ingest(loaded, collection, bar)
         if path.is_file() and not loaded.bundle.collections[collection].store:
@@ -88,7 +88,7 @@ def rag_search(
     everything = tenant is None and not label
     access = None if everything else Access(tenant or DEFAULT_TENANT, frozenset(label or ()))
     with reported():
-        lock = read_lock((bundle or load_settings().bundle).with_suffix(".lock"))
+        lock = read_lock(_lock_file(bundle))
         opened = open_collection(loaded, collection, lock, MultilingualE5())
         with closing(opened):
             context = opened.fit(asyncio.run(opened.search(question, access)))
