@@ -1,0 +1,1 @@
+"""Answers that were given before: found again by the same words or by the same meaning."""
