@@ -32,6 +32,7 @@ from services.target import Target, find_device, find_target
 AdapterReference = Annotated[str, Field(pattern=REFERENCE)]
 Share = Annotated[float, Field(gt=0, description="share of the requests, relative to the others'")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+_DRAFT = ("engine", "speculative_config", "model")
 SERVERS = ("postgresql://", "http://", "https://")
 _WEB = ("http://", "https://")
 SOURCE = r"^(pypi:[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+|hf:[\w.-]+/[\w.-]+@[0-9a-f]{40}|path:.+)$"
@@ -102,12 +103,10 @@ class Model(_Strict):
     quantization: Quantization = Quantization()
 
 
-class SpeculativeConfig(_Strict):
-    """Speculative decoding: tokens are guessed, and the model checks several in one step."""
+class NGram(_Strict):
+    """Tokens are guessed from what followed the same words earlier in the prompt or the answer: pays where answers copy."""
 
-    method: Literal["ngram"] = Field(
-        description="ngram: guess what followed the same words earlier in the prompt or the answer; pays where answers copy"
-    )
+    method: Literal["ngram"]
     num_speculative_tokens: int = Field(gt=0, le=16, description="tokens guessed in one step")
     prompt_lookup_max: int = Field(default=4, gt=0, description="longest run of tokens that is looked up")
     prompt_lookup_min: int = Field(default=2, gt=0, description="shortest run of tokens that is looked up")
@@ -118,6 +117,26 @@ class SpeculativeConfig(_Strict):
             msg = "prompt_lookup_min is above prompt_lookup_max; lower it"
             raise ValueError(msg)
         return self
+
+
+class Draft(_Strict):
+    """The small model of speculative decoding: of the base model's family, with its vocabulary."""
+
+    source: str = Field(pattern=SOURCE, description="as the base model's source")
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$", description="digest of the GGUF file (pypi sources)")
+    quantization: Quantization = Quantization(recipe="none")
+
+
+class DraftModel(_Strict):
+    """Tokens are guessed by a smaller model of the same vocabulary: pays where that is much faster and often right."""
+
+    method: Literal["draft_model"]
+    num_speculative_tokens: int = Field(gt=0, le=16, description="tokens guessed in one step")
+    model: Draft
+
+
+SpeculativeConfig = Annotated[NGram | DraftModel, Field(discriminator="method")]
+"""Speculative decoding: tokens are guessed, and the model checks several in one step."""
 
 
 class StructuredOutputsConfig(_Strict):
@@ -178,6 +197,11 @@ class Engine(_Strict):
     tool_call_parser: str | None = Field(default=None, description="how the model's tool calls are read, by vLLM's name (hermes)")
     reasoning_parser: str | None = Field(default=None, description="how the model's reasoning is read, by vLLM's name (qwen3)")
     seed: int | None = Field(default=None, description="of requests that bring none")
+
+    @property
+    def draft(self) -> Draft | None:
+        """The model that guesses tokens, where there is one."""
+        return self.speculative_config.model if isinstance(self.speculative_config, DraftModel) else None
 
     @property
     def adapter_slots(self) -> int:
@@ -463,6 +487,13 @@ class LoadedBundle:
     prompts: dict[str, PromptVersion]
     policies: dict[str, Policy]
 
+    def drafted(self) -> LoadedBundle | None:
+        """Return the bundle with its draft model in the base's place, None where it has none."""
+        if (draft := self.bundle.engine.draft) is None:
+            return None
+        model = Model(name=f"{self.bundle.name}-draft", source=draft.source, sha256=draft.sha256, quantization=draft.quantization)
+        return replace(self, bundle=self.bundle.model_copy(update={"model": model}))
+
     def quantized(self, quantization: Quantization) -> LoadedBundle:
         """Return the bundle with another quantization of the same base; whether its target runs it is not asked again."""
         model = self.bundle.model.model_copy(update={"quantization": quantization})
@@ -562,12 +593,15 @@ def _check_rules(bundle: Bundle) -> list[Problem]:
 
 def _check_recipe(bundle: Bundle, target: Target | None) -> list[Problem]:
     recipe, where = bundle.model.quantization.recipe, ("model", "quantization", "recipe")
-    problems: list[Problem] = []
     settings = load_settings()
     if target is None and settings.engine_url is None:  # an engine elsewhere is not ours to judge
         target = find_target(find_device(settings))
-    if target is not None and (message := refusal(recipe, target)):
-        problems.append(Problem(where, message))
+    chosen: list[tuple[RecipeName, tuple[str, ...]]] = [(recipe, where)]
+    if bundle.engine.draft:
+        chosen.append((bundle.engine.draft.quantization.recipe, (*_DRAFT, "quantization", "recipe")))
+    problems = [
+        Problem(place, message) for one, place in chosen if target is not None and (message := refusal(one, target)) is not None
+    ]
     if bundle.adapters and not RECIPES[recipe].keeps_activations:
         message = (
             f"{recipe} rescales what the layers are given, so adapters made for the unquantized model answer wrongly on it; "
@@ -642,15 +676,23 @@ def _check_folders(loaded: LoadedBundle) -> list[Problem]:
             message = None if place in collection.urls else _check_place(loaded.root / place)
             if message is not None:
                 problems.append(Problem(where, message))
-    if bundle.model.quantization.calibration is not None:
-        message = check_calibration(loaded.root / bundle.model.quantization.calibration)
+    problems += _check_source(loaded, bundle.model, ("model",))
+    if bundle.engine.draft:
+        problems += _check_source(loaded, bundle.engine.draft, _DRAFT)
+    return problems
+
+
+def _check_source(loaded: LoadedBundle, model: Model | Draft, where: tuple[str, ...]) -> list[Problem]:
+    problems: list[Problem] = []
+    if model.quantization.calibration is not None:
+        message = check_calibration(loaded.root / model.quantization.calibration)
         if message is not None:
-            problems.append(Problem(("model", "quantization", "calibration"), message))
-    if bundle.model.source.startswith("path:"):
-        folder = loaded.root / bundle.model.source.removeprefix("path:")
+            problems.append(Problem((*where, "quantization", "calibration"), message))
+    if model.source.startswith("path:"):
+        folder = loaded.root / model.source.removeprefix("path:")
         if not (folder / "config.json").is_file():
             message = f"{folder} holds no config.json; a path: source is a folder in transformers' format"
-            problems.append(Problem(("model", "source"), message))
+            problems.append(Problem((*where, "source"), message))
     return problems
 
 

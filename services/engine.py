@@ -39,15 +39,17 @@ def vllm_arguments(
     port: int,
     free_bytes: int,
     layout: Layout | None = None,
+    draft: Path | None = None,
 ) -> list[str]:
     """Return vLLM's arguments for this bundle on this machine; `free_bytes` is the memory that nobody uses now.
 
-    `layout` is a CPU engine's; unless told, core and worker share a process and nothing is compiled. Raises UnusableEngine.
+    `layout` is a CPU engine's; unless told, core and worker share a process and nothing is compiled. `draft` is where the model
+    that guesses tokens is; without it such a bundle's engine guesses none, and answers the same. Raises UnusableEngine.
     """
     engine, lora = bundle.engine, bool(adapters)
     check_engine(engine, device=device)
     arguments = ["--model", str(model), "--served-model-name", bundle.model.name, "--host", "127.0.0.1", "--port", str(port)]
-    arguments += ["--disable-uvicorn-access-log", *_own_arguments(engine, lora=lora)]
+    arguments += ["--disable-uvicorn-access-log", *_own_arguments(engine, lora=lora, draft=draft)]
     if adapters:
         arguments += ["--enable-lora", "--lora-modules", *(f"{name}={path}" for name, path in sorted(adapters.items()))]
     if device == "cuda":
@@ -132,10 +134,14 @@ def usable_cores() -> int:
     return this_machine().cores
 
 
-def _own_arguments(engine: Engine, *, lora: bool) -> list[str]:
+def _own_arguments(engine: Engine, *, lora: bool, draft: Path | None) -> list[str]:
     arguments: list[str] = []
     left_out = _DERIVED if lora else _DERIVED | _LORA
-    for name, value in engine.model_dump(exclude_none=True, exclude=set(left_out)).items():
+    options = engine.model_dump(exclude_none=True, exclude=set(left_out))
+    if engine.draft:
+        guessing = options.pop("speculative_config")
+        options |= {"speculative_config": {**guessing, "model": str(draft)}} if draft else {}
+    for name, value in options.items():
         flag = name.replace("_", "-")
         if name in _PARALLEL and value == 1:
             continue

@@ -92,6 +92,7 @@ class Engine:
         arguments = vllm_arguments(
             bundle, model=stored_path(lock.model), adapters=adapters, device=device,
             port=settings.engine_port, free_bytes=free_memory_bytes(), layout=layout,
+            draft=stored_path(lock.draft) if lock.draft else None,
         )  # fmt: skip
         threading.Thread(target=_end_with_child, name="engine-watch", daemon=True).start()
         return command(arguments, vllm_environment(device, machine.cores, layout))
@@ -327,7 +328,7 @@ class Gateway:
 
 
 # What a service names here is exported with the Bento and looked for before it starts.
-Engine.models.extend(BentoModel(tag) for tag in (lock.model, *lock.adapters.values()))
+Engine.models.extend(BentoModel(tag) for tag in (*lock.models(), *lock.adapters.values()))
 Gateway.models.extend(BentoModel(tag) for tag in lock.indexes.values())
 Finder.models.extend(BentoModel(tag) for tag in lock.finders())
 

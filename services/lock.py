@@ -20,6 +20,7 @@ class Lock(BaseModel):
 
     name: str = Field(description="name of the bundle, and so of the Bento")
     model: str
+    draft: str | None = Field(default=None, description="the model that guesses tokens")
     adapters: dict[str, str] = Field(default_factory=dict)
     indexes: dict[str, str] = Field(default_factory=dict)
     names: str | None = Field(default=None, description="the model that finds names")
@@ -27,7 +28,11 @@ class Lock(BaseModel):
 
     def tags(self) -> list[str]:
         """Return every tag, the model's first."""
-        return [self.model, *self.adapters.values(), *self.indexes.values(), *self.finders()]
+        return [*self.models(), *self.adapters.values(), *self.indexes.values(), *self.finders()]
+
+    def models(self) -> list[str]:
+        """Return the tags of what the engine generates with, the base model's first."""
+        return [self.model, self.draft] if self.draft else [self.model]
 
     def finders(self) -> list[str]:
         """Return the tags of the guards' models."""

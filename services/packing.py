@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from adapters.gate import BaseModel, check_adapter
 from adapters.manifest import AdapterError, digest_files
 from models.layers import linear_layers
-from models.making import ModelRecipe, make_model, model_version
+from models.making import ModelError, ModelRecipe, make_model, model_version
 from models.source import fetch_spacy
 from services.bundle import LoadedBundle
 from services.engine import missing_libraries, usable_cores, vllm_arguments, vllm_environment
@@ -55,12 +56,13 @@ class Progress(Protocol):
 def pack(loaded: LoadedBundle, progress: Progress) -> Lock:
     """Pack a bundle; raises what the parts raise. Parts that were finished before an error stay in the store."""
     model = pack_model(loaded, progress)
+    draft = pack_draft(loaded, model, progress)
     folders = {name: loaded.root / entry.path for name, entry in loaded.bundle.adapters.items()}
     adapters = pack_adapters(loaded, model, folders, progress)
     indexes = {name: pack_index(loaded, name, progress) for name in loaded.bundle.collections}
     carried = {name: tag for name, tag in indexes.items() if not loaded.bundle.collections[name].store}
     return Lock(
-        name=loaded.bundle.name, model=model, adapters=adapters, indexes=carried,
+        name=loaded.bundle.name, model=model, draft=draft, adapters=adapters, indexes=carried,
         names=pack_names(loaded, progress), injection_model=pack_injection_model(loaded, progress),
     )  # fmt: skip
 
@@ -89,6 +91,31 @@ def pack_model(loaded: LoadedBundle, progress: Progress) -> str:
     tag = f"{entry.name}:{model_version(recipe)}"
     metadata: dict[str, object] = {"source": entry.source, "recipe": quantization.recipe}
     return _ensure(tag, "model", lambda folder: make_model(recipe, folder, progress.advance, progress.note), metadata, progress)
+
+
+def pack_draft(loaded: LoadedBundle, model: str, progress: Progress) -> str | None:
+    """Make the model that guesses tokens unless the store has it; return its tag, None where the bundle has none.
+
+    Raises ModelError where it has other tokens than the base model `model`.
+    """
+    drafted = loaded.drafted()
+    if drafted is None:
+        return None
+    tag = pack_model(drafted, progress)
+    ours, theirs = (_vocabulary(stored_path(one)) for one in (model, tag))
+    if ours != theirs:
+        raise ModelError(
+            f"engine.speculative_config.model: {drafted.bundle.model.source} has other tokens than the base model; "
+            "take a smaller model of the base's family"
+        )
+    return tag
+
+
+def _vocabulary(folder: Path) -> object:
+    """Return a model's tokens by id, and how many its head has."""
+    tokenizer = json.loads((folder / "tokenizer.json").read_bytes())
+    size = json.loads((folder / "config.json").read_bytes())["vocab_size"]
+    return size, tokenizer["model"]["vocab"], tokenizer["added_tokens"]
 
 
 def pack_adapters(loaded: LoadedBundle, model: str, folders: Mapping[str, Path], progress: Progress) -> dict[str, str]:

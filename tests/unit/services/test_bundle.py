@@ -79,6 +79,12 @@ def test_a_good_one(bundle_folder):
         ),
         ("routes:", "engine: {max_num_batched_tokens: 32}\nroutes:", 12, "below max_num_seqs"),
         ("routes:", "engine: {speculative_config: {method: eagle, num_speculative_tokens: 3}}\nroutes:", 12, "'ngram'"),
+        (
+            "routes:",
+            "engine: {speculative_config: {method: draft_model, num_speculative_tokens: 3, model: {source: 'path:no'}}}\nroutes:",
+            12,
+            "no holds no config.json",
+        ),
         ("routes:", "engine: {speculative_config: {method: ngram}}\nroutes:", 12, "missing key 'num_speculative_tokens'"),
         (
             "routes:",

@@ -25,10 +25,11 @@ def bundle(**engine):
     )
 
 
-def arguments(device="cpu", adapters=ADAPTERS, layout=None, **engine):
+def arguments(device="cpu", adapters=ADAPTERS, layout=None, draft=None, **engine):
     return vllm_arguments(
-        bundle(**engine), model=Path("/store/m"), adapters=adapters, device=device, port=8421, free_bytes=12 * GIB, layout=layout
-    )
+        bundle(**engine), model=Path("/store/m"), adapters=adapters, device=device, port=8421, free_bytes=12 * GIB, layout=layout,
+        draft=draft,
+    )  # fmt: skip
 
 
 def value(listed, flag):
@@ -109,6 +110,16 @@ def test_configurations_go_to_vllm_as_json():
     }  # fmt: skip
     assert json.loads(value(listed, "--structured-outputs-config"))["backend"] == "guidance"
     assert (value(listed, "--block-size"), value(listed, "--stream-interval")) == ("32", "4")
+
+
+def test_a_draft_model_is_named_by_where_it_was_packed_and_left_out_where_it_was_not():
+    drafted = {"method": "draft_model", "num_speculative_tokens": 3, "model": {"source": "path:small"}}
+    listed = arguments(adapters={}, draft=Path("/store/small"), speculative_config=drafted)
+
+    assert json.loads(value(listed, "--speculative-config")) == {
+        "method": "draft_model", "num_speculative_tokens": 3, "model": "/store/small",
+    }  # fmt: skip
+    assert "--speculative-config" not in arguments(adapters={}, speculative_config=drafted)
 
 
 def test_without_adapters_there_is_no_lora_and_compiling_may_be_asked_for():

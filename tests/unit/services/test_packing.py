@@ -1,10 +1,16 @@
 """What packing asks of a policy before a chunk is embedded."""
 
+import json
+from contextlib import nullcontext
+from dataclasses import replace
+
 import pytest
 
-from services.bundle import load_bundle
+from models.making import ModelError
+from services import packing
+from services.bundle import Engine, load_bundle
 from services.errors import GuardUnavailable
-from services.packing import _passage_check, documents_of
+from services.packing import _passage_check, documents_of, pack_draft
 
 
 class Silent:
@@ -53,3 +59,23 @@ def test_a_collection_s_documents(bundle_folder):
     loaded = load_bundle(bundle_folder / "bundle.yaml")
 
     assert (documents_of(loaded, "papers").root, documents_of(loaded, "papers").sources) == (loaded.root, ("papers",))
+
+
+@pytest.mark.parametrize(("theirs", "fits"), [({"a": 0, "b": 1}, True), ({"a": 0, "c": 1}, False)])
+def test_a_draft_model_has_the_base_s_tokens(bundle_folder, tmp_path, monkeypatch, theirs, fits):
+    loaded = load_bundle(bundle_folder / "bundle.yaml")
+    drafted = {"method": "draft_model", "num_speculative_tokens": 3, "model": {"source": "pypi:small==1"}}
+    engine = Engine.model_validate({"speculative_config": drafted})
+    loaded = replace(loaded, bundle=loaded.bundle.model_copy(update={"engine": engine}))
+    for tag, tokens in (("base:1", {"a": 0, "b": 1}), ("draft:1", theirs)):
+        folder = tmp_path / tag
+        folder.mkdir()
+        (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": tokens}, "added_tokens": []}))
+        (folder / "config.json").write_text(json.dumps({"vocab_size": 2}))
+    asked = []
+    monkeypatch.setattr(packing, "stored_path", lambda tag: tmp_path / tag)
+    monkeypatch.setattr(packing, "pack_model", lambda one, _: asked.append(one.bundle.model) or "draft:1")
+
+    with nullcontext() if fits else pytest.raises(ModelError, match="smaller model of the base's family"):
+        assert pack_draft(loaded, "base:1", Silent()) == "draft:1"
+    assert [(model.source, model.quantization.recipe) for model in asked] == [("pypi:small==1", "none")]
