@@ -58,6 +58,12 @@ def cut(
     return chunks
 
 
+def sentences(text: str) -> list[str]:
+    """Return a text's sentences, of both languages, that make the text when joined."""
+    ends = [match.end() for match in _SENTENCE.finditer(text)]
+    return [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True) if end > start]
+
+
 def rejoined(before: str, after: str) -> str:
     """Return two chunks that stand behind one another as one text, with the sentences that both hold at the cut once."""
     for length in range(min(len(before), len(after)), 1, -1):
@@ -125,9 +131,7 @@ def _sentences(paragraph: str, limit: int) -> list[str]:
     finer = RecursiveCharacterTextSplitter(
         separators=_FINER, chunk_size=limit, chunk_overlap=0, keep_separator="end", strip_whitespace=False
     )
-    ends = [match.end() for match in _SENTENCE.finditer(paragraph)]
-    sentences = [paragraph[start:end] for start, end in zip([0, *ends], [*ends, len(paragraph)], strict=True)]
-    return [part for text in sentences if text for part in ([text] if len(text) <= limit else finer.split_text(text))]
+    return [part for text in sentences(paragraph) for part in ([text] if len(text) <= limit else finer.split_text(text))]
 
 
 def _lines(text: str, longest: int) -> Iterator[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rag.access import Access
+from rag.compression import compressed
 from rag.context import Context, Passage, merged
 from rag.embedded import EmbeddedStore
 from rag.index import UnusableIndex, check_card, read_index
@@ -33,7 +34,7 @@ class Collection:
         self._min_score = min_score
         self._budget = max_context_characters
         ranking = ranking or Ranking()
-        self._order = ranking.order
+        self._order, self._kept_share = ranking.order, ranking.kept_share
         _ = ranking.reranker  # what cannot be imported is told now, and not at the first question
         self._embedder = embedder
         self._versions = None if isinstance(index, Path) else index
@@ -89,8 +90,14 @@ class Collection:
         if self._versions is not None:
             self._versions.close()
 
-    def fit(self, passages: list[Passage]) -> Context:
-        """Number the passages and keep as many as the budget holds; the first is kept, cut off if it must be."""
+    def fit(self, passages: list[Passage], question: str = "") -> Context:
+        """Number the passages and keep as many as the budget holds; the first is kept, cut off if it must be.
+
+        Where the collection wants them shorter, they keep the sentences that say most about the question.
+        """
+        if self._kept_share < 1:
+            texts = compressed([passage.text for passage in passages], question, self._kept_share)
+            passages = [replace(passage, text=text) for passage, text in zip(passages, texts, strict=True) if text]
         kept: list[Passage] = []
         left = self._budget
         for passage in passages:
@@ -110,7 +117,7 @@ class Searchable(Protocol):
 
     def documents(self, access: Access | None) -> dict[str, dict[str, Any]]: ...  # noqa: D102
 
-    def fit(self, passages: list[Passage]) -> Context: ...  # noqa: D102
+    def fit(self, passages: list[Passage], question: str = "") -> Context: ...  # noqa: D102
 
     def close(self) -> None: ...  # noqa: D102
 
@@ -133,9 +140,9 @@ class GrowingCollection:
         added = self._now()
         return self.collection.documents(access) | (added.documents(access) if added else {})
 
-    def fit(self, passages: list[Passage]) -> Context:
+    def fit(self, passages: list[Passage], question: str = "") -> Context:
         """As a collection's."""
-        return self.collection.fit(passages)
+        return self.collection.fit(passages, question)
 
     def close(self) -> None:
         """As a collection's."""

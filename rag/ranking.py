@@ -45,13 +45,15 @@ class Ranking:
     """How candidates become passages, as `bundle.yaml` explains it.
 
     `rerank` is "lexical", "none", or `module:callable` of something that returns a LangChain `BaseDocumentCompressor`.
-    `neighbours` chunks before and after, of the same section, are shown with each that is found.
+    `neighbours` chunks before and after, of the same section, are shown with each that is found; `kept_share` of all that text
+    is.
     """
 
     rerank: str = "lexical"
     mmr: float = 0.0
     order: Literal["best-first", "edges"] = "best-first"
     neighbours: int = 0
+    kept_share: float = 1.0
 
     @functools.cached_property
     def reranker(self) -> BaseDocumentCompressor | None:

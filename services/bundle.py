@@ -362,6 +362,10 @@ class Collection(_Strict):
     min_score: float = Field(
         default=0.0005, ge=0, le=1, description="a passage is left out when the estimate that it answers, from 0 to 1, is lower"
     )
+    kept_share: float = Field(
+        default=1, gt=0, le=1,
+        description="share of the passages' text that reaches the prompt: the sentences that say most about the question",
+    )  # fmt: skip
     max_context_characters: int = Field(default=4000, ge=200, description="passages are cut off at this many characters in sum")
 
     @property

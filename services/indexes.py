@@ -69,7 +69,7 @@ def open_index(
     return Collection(
         index, embedder=loaded.bundle.embedder.name, embeddings=embeddings, top_k=entry.top_k,
         dense_weight=entry.dense_weight, min_score=entry.min_score, max_context_characters=entry.max_context_characters,
-        ranking=Ranking(entry.rerank, entry.mmr, entry.order, entry.neighbours),
+        ranking=Ranking(entry.rerank, entry.mmr, entry.order, entry.neighbours, entry.kept_share),
     )  # fmt: skip
 
 

@@ -216,7 +216,7 @@ class Pipeline:
         context = None
         if route.collection:
             collection = self.collections[route.collection]
-            context = collection.fit(await find_passages(route, collection, self.engine, guard, messages))
+            context = collection.fit(await find_passages(route, collection, self.engine, guard, messages), question)
             if not context.passages:
                 return Prepared("/v1/chat/completions", payload, context, nothing_found(route, question, request.n or 1))
         passages = context.text if context else ""

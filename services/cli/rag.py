@@ -91,7 +91,7 @@ def rag_search(
         lock = read_lock(_lock_file(bundle))
         opened = open_collection(loaded, collection, lock, MultilingualE5())
         with closing(opened):
-            context = opened.fit(asyncio.run(opened.search(question, access)))
+            context = opened.fit(asyncio.run(opened.search(question, access)), question)
     if as_json:
         sys.stdout.write(json.dumps(context.sources(), ensure_ascii=False) + "\n")
         return

@@ -123,7 +123,7 @@ class FakeCollection:
             raise self.error
         return self.passages
 
-    def fit(self, passages):
+    def fit(self, passages, question=""):
         from rag.context import Context
 
         return Context(tuple(passages))
