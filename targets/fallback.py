@@ -18,9 +18,9 @@ from targets.breaker import Breakers, Permit
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
 Clock = Callable[[], float]
-Reason = Literal["answered", "failed", "late", "open", "refused", "left", "broken"]
-"""What became of an attempt: answered; failed before an answer; not in time; not tried, its breaker being open; the request was
-refused as wrong; the caller left; lost after its first item."""
+Reason = Literal["answered", "failed", "late", "open", "passed", "refused", "left", "broken"]
+"""What became of an attempt: answered; failed before an answer; not in time; not tried, its breaker being open; it had nothing to
+say; the request was refused as wrong; the caller left; lost after its first item."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Target:
 
     name: str
     adapter: str | None = None
+    local: bool = False
+    """Answers from this process, at once: a saved answer, a polite refusal. Asked even when the time is up; has no breaker."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,10 @@ class DeadlinePassed(TimeoutError):
     """A stream that had begun was not whole by its deadline."""
 
 
+class Passed(Exception):
+    """Raised by a call: this target has nothing to say, such as no saved answer; the next is asked."""
+
+
 class NoAnswer(ConnectionError):
     """A stream ended before its first item."""
 
@@ -157,7 +163,7 @@ class Attempts:
                 raise
 
         begun, (items, item) = await self._first(targets, first, deadline)
-        return Stream(begun, items, item, deadline)
+        return Stream(begun, items, item, Deadline(None) if begun.target.local else deadline)
 
     async def _first(
         self, targets: Sequence[Target], call: Callable[[Target, float | None], Awaitable[Answer]], deadline: Deadline
@@ -166,30 +172,31 @@ class Attempts:
         retry_after: list[float] = []
         for target in targets:
             for number in range(1, self.retries.most + 2):
-                if deadline.left == 0:
-                    raise NoTargetLeft(outcomes, late=True)
+                if deadline.left == 0 and not target.local:
+                    break
                 breaker = self.breakers.of(target.name, target.adapter)
-                attempt = _Attempt(self, target, number, breaker.permit(), outcomes)
-                if attempt.permit is None:
+                attempt = _Attempt(self, target, number, None if target.local else breaker.permit(), outcomes)
+                if attempt.permit is None and not target.local:
                     retry_after.append(breaker.retry_after)
                     attempt.end("open")
                     break
-                left = _shorter(deadline.left, self.retries.patience)
+                left = None if target.local else _shorter(deadline.left, self.retries.patience)
                 try:
                     async with asyncio.timeout(left):
                         return attempt, await call(target, left)
+                except Passed:
+                    attempt.end("passed")
+                    break
                 except Exception as error:
-                    late = isinstance(error, TimeoutError)
-                    fair = left is None or left >= min(self.retries.fair, self.retries.patience or self.retries.fair)
-                    verdict = Verdict("retry", counts=fair) if late else self.judge(error)
+                    verdict = self._verdict(error, left)
                     if verdict.then == "stop":
                         attempt.end("refused", error)
                         raise
-                    attempt.end("late" if late else "failed", error, counts=verdict.counts)
+                    attempt.end("late" if isinstance(error, TimeoutError) else "failed", error, counts=verdict.counts)
                     if verdict.retry_after is not None:
                         retry_after.append(verdict.retry_after)
                     wait = self.retries.wait(number, verdict.retry_after, self.chance())
-                    again = verdict.then == "retry" and number <= self.retries.most and breaker.allows
+                    again = verdict.then == "retry" and number <= self.retries.most and (target.local or breaker.allows)
                     if not again or wait is None or (deadline.left is not None and wait >= deadline.left):
                         break
                     await self.sleep(wait)
@@ -197,6 +204,12 @@ class Attempts:
                     attempt.end("left")
                     raise
         raise NoTargetLeft(outcomes, late=deadline.left == 0, retry_after=min(retry_after, default=None))
+
+    def _verdict(self, error: Exception, left: float | None) -> Verdict:
+        if not isinstance(error, TimeoutError):
+            return self.judge(error)
+        fair = self.retries.fair if self.retries.patience is None else min(self.retries.fair, self.retries.patience)
+        return Verdict("retry", counts=left is None or left >= fair)
 
 
 class _Attempt:
