@@ -9,14 +9,18 @@ EkibenError
 ├── UnknownDocument         404  no such document of the caller's tenant
 ├── AdapterRefused          409  the gate, or there is no slot
 ├── BodyTooLarge            413
+├── RateLimited             429  a limit of the caller's key, tenant or route
 ├── EngineRefused           4xx  the engine's own verdict on the request
 └── Unavailable             503
     ├── EngineUnavailable   503  not up, or lost
+    ├── Overloaded          503  it has more work than it can do
     └── GuardUnavailable    503  a detector failed: nothing passes unguarded
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -105,6 +109,25 @@ class BodyTooLarge(EkibenError):
     code = "request_too_large"
 
 
+class RateLimited(EkibenError):
+    """A limit is reached; without `retry_after` the request alone is more than it, and trying again is of no use."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    def __init__(
+        self, message: str, *, retry_after: float | None = None, limits: Mapping[str, str] | None = None, param: str | None = None
+    ) -> None:
+        super().__init__(message, param=param)
+        self.retry_after = None if retry_after is None else max(1, math.ceil(retry_after))
+        self._limits = dict(limits or {})
+
+    def headers(self) -> dict[str, str]:
+        """Return Retry-After and the x-ratelimit-* headers; OpenAI's clients heed x-should-retry."""
+        return {**self._limits, **(super().headers() if self.retry_after is not None else {"x-should-retry": "false"})}
+
+
 class EngineRefused(EkibenError):
     """The engine found the request wrong; its status is passed on where it is a 4xx."""
 
@@ -127,6 +150,16 @@ class EngineUnavailable(Unavailable):
     """The engine is not up, or was lost on the way."""
 
     code = "engine_unavailable"
+
+
+class Overloaded(Unavailable):
+    """The engine has more work than it can do; this request was not begun."""
+
+    code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class GuardUnavailable(Unavailable):
