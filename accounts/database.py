@@ -47,11 +47,9 @@ async def open_database(url: str) -> AsyncGenerator[AsyncEngine]:
         Path(str(engine.url.database)).parent.mkdir(parents=True, exist_ok=True)
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     try:
-        async with reached(engine, begin=True) as connection:
+        async with reached(engine) as connection:
             if engine.dialect.name == "postgresql":
                 await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
-            else:
-                await connection.exec_driver_sql("BEGIN IMMEDIATE")
             await connection.run_sync(_upgrade)
         yield engine
     finally:
@@ -63,6 +61,8 @@ async def reached(engine: AsyncEngine, *, begin: bool = True) -> AsyncGenerator[
     """Yield a connection, in a transaction where `begin`; raises DatabaseUnavailable for whatever the database says."""
     try:
         async with engine.begin() if begin else engine.connect() as connection:
+            if begin and engine.dialect.name == "sqlite":
+                await connection.exec_driver_sql("BEGIN IMMEDIATE")  # see _prepare_sqlite
             yield connection
     except (SQLAlchemyError, OSError) as error:
         where = engine.url.render_as_string(hide_password=True)

@@ -35,6 +35,17 @@ class Settings(BaseSettings):
         default_factory=lambda: Path.home() / ".local" / "state" / "ekiben",
         description="which adapter versions are served, and documents that callers added; replicas that share it agree",
     )
+    database_url: SecretStr | None = Field(
+        default=None, description="keys and spend: sqlite:///FILE or postgresql://USER@HOST/NAME (default: a file in state_dir)"
+    )
+    audit_key: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="seals the audit trail: who does not have it cannot forge a line; else it is hashed",
+    )
+    audit_text_key: SecretStr | None = Field(
+        default=None, min_length=16, description="encrypts texts in the audit trail; without it none are kept"
+    )
     engine_grace_seconds: float = Field(
         default=30.0, ge=0, description="how long an engine that was up may be away before /livez fails"
     )
@@ -56,6 +67,15 @@ class Settings(BaseSettings):
     def uploads(self, bundle: str, collection: str) -> Path:
         """The folder of the documents that callers added to a collection."""
         return self.state_dir / bundle / "uploads" / collection
+
+    def audit(self, bundle: str) -> Path:
+        """The folder of a bundle's audit trail."""
+        return self.state_dir / bundle / "audit"
+
+    @property
+    def database(self) -> str:
+        """URL of the database of keys and spend."""
+        return self.database_url.get_secret_value() if self.database_url else f"sqlite:///{self.state_dir / 'ekiben.db'}"
 
     @property
     def engine(self) -> str:

@@ -33,9 +33,25 @@ def upgrade() -> None:
         sa.Column("completion_tokens", sa.BigInteger, nullable=False),
         sa.Column("micros", sa.BigInteger, nullable=False),
     )
+    op.create_index("spend_of_tenants", "spend", ["tenant", "day"])
+    op.create_index("spend_of_keys", "spend", ["key", "day"])
+    op.create_table(
+        "spend_batches",
+        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("at", sa.Float, nullable=False, index=True),
+    )
+    op.create_table(
+        "budget_alerts",
+        sa.Column("kind", sa.String(8), primary_key=True),
+        sa.Column("name", sa.String(128), primary_key=True),
+        sa.Column("period", sa.String(10), primary_key=True),
+        sa.Column("level", sa.String(4), primary_key=True),
+    )
 
 
 def downgrade() -> None:
     """Remove them."""
+    op.drop_table("budget_alerts")
+    op.drop_table("spend_batches")
     op.drop_table("spend")
     op.drop_table("keys")
