@@ -35,6 +35,9 @@ class Settings(BaseSettings):
         default_factory=lambda: Path.home() / ".local" / "state" / "ekiben",
         description="which adapter versions are served, and documents that callers added; replicas that share it agree",
     )
+    database_url: SecretStr | None = Field(
+        default=None, description="database of API keys: sqlite:///FILE, the default in state_dir, or postgresql://USER@HOST/NAME"
+    )
     engine_grace_seconds: float = Field(
         default=30.0, ge=0, description="how long an engine that was up may be away before /livez fails"
     )
@@ -48,6 +51,11 @@ class Settings(BaseSettings):
     def hash_key(self) -> bytes | None:
         """`guard_key` as the guards take it."""
         return self.guard_key.get_secret_value().encode() if self.guard_key else None
+
+    @property
+    def database(self) -> str:
+        """URL of the database of API keys."""
+        return self.database_url.get_secret_value() if self.database_url else f"sqlite:///{self.state_dir / 'ekiben.db'}"
 
     def registry(self, bundle: str) -> Path:
         """The file that says which adapter versions of a bundle are served."""
