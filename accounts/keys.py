@@ -108,7 +108,7 @@ class Key(NewKey):
 
     def told(self, now: float) -> dict[str, Any]:
         """Return it as lists and the admin API show it, under its prefix; times are in seconds since 1970."""
-        return {**self.model_dump(mode="json"), "id": self.prefix, "status": self.status(now)}
+        return {"id": self.prefix, "status": self.status(now), **self.model_dump(mode="json", exclude={"id"})}
 
 
 class Made(NamedTuple):
