@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,11 @@ async def open_database(url: str) -> AsyncGenerator[AsyncEngine]:
     """
     engine = create_async_engine(async_url(url), pool_pre_ping=True, **_options(url))
     if engine.dialect.name == "sqlite":
-        Path(str(engine.url.database)).parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(str(engine.url.database)).parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DatabaseUnavailable(f"the folder {folder} of the database cannot be made ({type(error).__name__})") from error
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     try:
         async with reached(engine) as connection:
@@ -67,6 +72,28 @@ async def reached(engine: AsyncEngine, *, begin: bool = True) -> AsyncGenerator[
     except (SQLAlchemyError, OSError) as error:
         where = engine.url.render_as_string(hide_password=True)
         raise DatabaseUnavailable(f"the database {where} cannot be used now ({type(error).__name__})") from error
+
+
+class Database:
+    """A database that is opened when it is first asked for, and again at the next asking where that failed."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._engine: AsyncEngine | None = None
+        self._opening = asyncio.Lock()
+        self._opened = AsyncExitStack()
+
+    async def engine(self) -> AsyncEngine:
+        """Return the database, its schema up to date; raises DatabaseUnavailable, and ValueError for a URL that is none."""
+        async with self._opening:
+            if self._engine is None:
+                self._engine = await self._opened.enter_async_context(open_database(self._url))
+            return self._engine
+
+    async def aclose(self) -> None:
+        """Let go of the connections."""
+        self._engine = None
+        await self._opened.aclose()
 
 
 def _options(url: str) -> dict[str, Any]:

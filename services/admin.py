@@ -1,12 +1,11 @@
-"""The admin API: adapters are loaded, unloaded and promoted while the box serves. Bearer token, apart from the data plane.
+"""The admin API: adapters are loaded, unloaded and promoted while the box serves. Apart from the data plane.
 
 GET /admin/adapters says what is loaded; POST /admin/adapters/{load,unload,promote,rollback} change it on every replica.
-Without EKIBEN_ADMIN_TOKEN all of it answers 401.
+It is for who has EKIBEN_ADMIN_TOKEN, or a key with the role `ekiben-admin`; all others get 401 or 403.
 """
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -16,7 +15,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from adapters.registry import LIVE, REFERENCE, Reference, Registry
-from services.errors import BodyTooLarge, EkibenError, InvalidRequest, Unauthorized, Unavailable
+from services.errors import BodyTooLarge, EkibenError, InvalidRequest, Unavailable
 from services.telemetry import log
 
 if TYPE_CHECKING:
@@ -42,6 +41,7 @@ class _Change(BaseModel):
 
 
 Asked = TypeVar("Asked", bound=_Change)
+Form = TypeVar("Form", bound=BaseModel)
 
 
 class _Load(_Change):
@@ -69,7 +69,7 @@ async def _rollback(slots: Slots, asked: _Point) -> str:
 
 
 def admin_routes() -> list[Route]:
-    """Return the routes; they find the slots and the token in the app's state, as the data plane finds its parts."""
+    """Return the routes; they find the slots, and who is let in, in the app's state, as the data plane finds its parts."""
     return [
         Route("/admin/adapters", _overview, methods=["GET"]),
         Route("/admin/adapters/load", _changing(_Load, _load), methods=["POST"]),
@@ -79,22 +79,22 @@ def admin_routes() -> list[Route]:
     ]
 
 
-def _authorized(request: Request) -> Slots:
+async def authorized(request: Request) -> str:
+    """Return who asks, once that is an administrator; raises EkibenError."""
     parts = request.app.state.parts
-    expected: str | None = parts.admin_token
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if expected is None:
-        raise Unauthorized("The admin API is off: start the box with EKIBEN_ADMIN_TOKEN.")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), expected.encode()):
-        raise Unauthorized("Send the admin token as Authorization: Bearer TOKEN.")
-    return parts.slots
+    return await parts.auth.administrator(request.headers, parts.admin_token)
+
+
+def _slots(request: Request) -> Slots:
+    return request.app.state.parts.slots
 
 
 async def _overview(request: Request) -> JSONResponse:
     try:
-        return JSONResponse(_authorized(request).overview())
+        await authorized(request)
+        return JSONResponse(_slots(request).overview())
     except EkibenError as error:
-        return _refused(error)
+        return refused(error)
 
 
 def _changing(
@@ -102,32 +102,34 @@ def _changing(
 ) -> Callable[[Request], Awaitable[JSONResponse]]:
     async def endpoint(request: Request) -> JSONResponse:
         try:
-            slots = _authorized(request)
-            label = await change(slots, await _parse(form, request))
+            who = await authorized(request)
+            label = await change(_slots(request), await parsed(form, request))
         except EkibenError as error:
-            return _refused(error)
+            return refused(error)
         except OSError as error:  # the registry's folder, or its lock
             log.warning("adapters not changed", kind=type(error).__name__)
-            return _refused(Unavailable("The registry of adapters cannot be written now; see EKIBEN_STATE_DIR."))
-        log.info("adapters changed", change=request.url.path.rpartition("/")[2], adapter=label)
-        return JSONResponse({"adapter": label, **slots.overview()})
+            return refused(Unavailable("The registry of adapters cannot be written now; see EKIBEN_STATE_DIR."))
+        log.info("adapters changed", change=request.url.path.rpartition("/")[2], adapter=label, by=who)
+        return JSONResponse({"adapter": label, **_slots(request).overview()})
 
     return endpoint
 
 
-async def _parse(form: type[Asked], request: Request) -> Asked:
+async def parsed(form: type[Form], request: Request, empty: bytes = b"") -> Form:
+    """Return what was sent, with `empty` in the place of nothing; raises BodyTooLarge and InvalidRequest."""
     body = bytearray()
     async for piece in request.stream():
         body += piece
         if len(body) > MAX_BODY_BYTES:
             raise BodyTooLarge(f"The body is over {MAX_BODY_BYTES} bytes.")
     try:
-        return form.model_validate_json(bytes(body))
+        return form.model_validate_json(bytes(body) or empty, strict=True)
     except ValidationError as error:
         first: Any = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "body"
         raise InvalidRequest(f"{where}: {first['msg']}", param=where) from error
 
 
-def _refused(error: EkibenError) -> JSONResponse:
+def refused(error: EkibenError) -> JSONResponse:
+    """Return the answer that tells it."""
     return JSONResponse(error.body(), status_code=error.status, headers=error.headers())

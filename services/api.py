@@ -20,18 +20,20 @@ from urllib.parse import parse_qsl
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from services import documents
 from services.admin import admin_routes
-from services.caller import ANYBODY, Caller, CallerHeaders
-from services.errors import BodyTooLarge, EkibenError, InvalidRequest, UnknownModel
+from services.admin_keys import key_routes
+from services.auth import Auth
+from services.caller import ANYBODY, Caller
+from services.errors import BodyTooLarge, EkibenError, Forbidden, InvalidRequest, UnknownModel
 from services.protocol import DONE, ChatRequest, CompletionRequest, EmbeddingRequest, frame, parse
 from services.telemetry import log
 
 if TYPE_CHECKING:
+    from starlette.requests import Request
     from starlette.types import Message, Receive, Scope, Send
 
     from services.pipeline import Pipeline
@@ -60,7 +62,8 @@ class Parts:
     max_body_bytes: int
     slots: Slots
     admin_token: str | None = None
-    callers: CallerHeaders = field(default_factory=CallerHeaders)
+    auth: Auth = field(default_factory=Auth)
+    """Who is let in; as it is made without arguments, nobody."""
     desks: Mapping[str, documents.Desk] = field(default_factory=dict)
     """Where documents of a collection are handed in."""
 
@@ -68,9 +71,9 @@ class Parts:
 class _Reply:
     """One answer under way: knows whether its head has left."""
 
-    def __init__(self, send: Send, caller: Caller = ANYBODY, named: dict[str, str] | None = None) -> None:
+    def __init__(self, send: Send, named: dict[str, str] | None = None) -> None:
         self._send = send
-        self.caller = caller
+        self.caller: Caller = ANYBODY
         self.named = named or {}
         """The parts of path and query that have names."""
         self.started = False
@@ -103,7 +106,7 @@ _Handler = Callable[[Parts, bytes, _Reply], Awaitable[None]]
 
 
 class _Endpoint:
-    """An ASGI app around a handler: reads the body, watches for the caller's leaving, shapes errors."""
+    """An ASGI app around a handler: asks who it is, reads the body, watches for the caller's leaving, shapes errors."""
 
     def __init__(self, handler: _Handler) -> None:
         self._handler = handler
@@ -112,16 +115,21 @@ class _Endpoint:
         parts: Parts = scope["app"].state.parts
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         named = dict(parse_qsl(scope["query_string"].decode("latin-1"))) | scope.get("path_params", {})
-        reply = _Reply(send, parts.callers.read(headers), named)
-        try:
+        reply = _Reply(send, named)
+        body: bytes | None = None
+
+        async def admitted() -> None:
+            nonlocal body
+            # Before the body: who is not let in is not read either.
+            reply.caller = await parts.auth.caller(headers, (scope.get("client") or (None,))[0])
             body = await _read(receive, parts.max_body_bytes)
-        except EkibenError as error:
-            await reply.whole(error.status, error.body(), error.headers())
+
+        if not await _shaped(reply, admitted()):
             return
         if body is None:
             await reply.nobody()
             return
-        work = asyncio.ensure_future(self._answer(parts, body, reply))
+        work = asyncio.ensure_future(_shaped(reply, self._handler(parts, body, reply)))
         gone = asyncio.ensure_future(_gone(receive))
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -134,18 +142,23 @@ class _Endpoint:
             if not reply.started:
                 await reply.nobody()
 
-    async def _answer(self, parts: Parts, body: bytes, reply: _Reply) -> None:
-        try:
-            await self._handler(parts, body, reply)
-        except EkibenError as error:
-            await _fail(reply, error.status, error.body(), error.headers())
-        except OSError:
-            raise  # the caller has gone: there is nobody to tell
-        except Exception as error:  # noqa: BLE001  the last resort of a server
-            # The kind alone: messages of unforeseen errors may quote the request.
-            log.error("unforeseen", request_id=reply.request_id, kind=type(error).__name__)
-            message = f"Something went wrong on our side (request {reply.request_id})."
-            await _fail(reply, 500, {"error": {"message": message, "type": "server_error", "param": None, "code": None}}, {})
+
+async def _shaped(reply: _Reply, work: Awaitable[None]) -> bool:
+    """Do the work, and tell what goes wrong in OpenAI's shape; False where that was needed."""
+    try:
+        await work
+    except EkibenError as error:
+        await _fail(reply, error.status, error.body(), error.headers())
+    except OSError:
+        raise  # the caller has gone: there is nobody to tell
+    except Exception as error:  # noqa: BLE001  the last resort of a server
+        # The kind alone: messages of unforeseen errors may quote the request.
+        log.error("unforeseen", request_id=reply.request_id, kind=type(error).__name__)
+        message = f"Something went wrong on our side (request {reply.request_id})."
+        await _fail(reply, 500, {"error": {"message": message, "type": "server_error", "param": None, "code": None}}, {})
+    else:
+        return True
+    return False
 
 
 async def _fail(reply: _Reply, status: int, body: dict[str, Any], headers: dict[str, str]) -> None:
@@ -202,6 +215,8 @@ async def _embeddings(parts: Parts, body: bytes, reply: _Reply) -> None:
         raise UnknownModel(
             f"The model {request.model[:100]!r} does not exist; for embeddings there is: {model.name}", param="model"
         )
+    if not reply.caller.may_use(model.name):
+        raise Forbidden(f"This API key may not use the model {model.name!r}.", param="model")
     if request.dimensions not in {None, model.dimensions}:
         raise InvalidRequest(f"{model.name} has {model.dimensions} dimensions.", param="dimensions", code="invalid_value")
     texts = [request.input] if isinstance(request.input, str) else request.input
@@ -244,40 +259,33 @@ def _asked(reply: _Reply, name: str) -> str:
     return reply.named[name]
 
 
-async def _stores(request: Request) -> JSONResponse:
-    parts: Parts = request.app.state.parts
-    data = [documents.card(route, _STARTED) for route in documents.stores(parts.pipeline)]
+async def _stores(parts: Parts, _body: bytes, reply: _Reply) -> None:
+    data = [documents.card(route, _STARTED) for route in documents.stores(parts.pipeline, reply.caller)]
     ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
-    return JSONResponse({"object": "list", "data": data, **ends, "has_more": False})
+    await reply.whole(200, {"object": "list", "data": data, **ends, "has_more": False})
 
 
-async def _store(request: Request) -> JSONResponse:
-    parts: Parts = request.app.state.parts
-    try:
-        return JSONResponse(documents.card(documents.store(parts.pipeline, request.path_params["name"]), _STARTED))
-    except UnknownModel as error:
-        return JSONResponse(error.body(), status_code=error.status)
+async def _store(parts: Parts, _body: bytes, reply: _Reply) -> None:
+    await reply.whole(200, documents.card(documents.store(parts.pipeline, reply.named["name"], reply.caller), _STARTED))
 
 
-async def _models(request: Request) -> JSONResponse:
-    parts: Parts = request.app.state.parts
-    return JSONResponse({"object": "list", "data": _model_cards(parts)})
+async def _models(parts: Parts, _body: bytes, reply: _Reply) -> None:
+    await reply.whole(200, {"object": "list", "data": _model_cards(parts, reply.caller)})
 
 
-async def _model(request: Request) -> JSONResponse:
-    parts: Parts = request.app.state.parts
-    name = request.path_params["name"]
-    for card in _model_cards(parts):
-        if card["id"] == name:
-            return JSONResponse(card)
-    error = UnknownModel(f"The model {name[:100]!r} does not exist.", param="model")
-    return JSONResponse(error.body(), status_code=error.status)
+async def _model(parts: Parts, _body: bytes, reply: _Reply) -> None:
+    name = reply.named["name"]
+    card = next((card for card in _model_cards(parts, reply.caller) if card["id"] == name), None)
+    if card is None:
+        raise UnknownModel(f"The model {name[:100]!r} does not exist.", param="model")
+    await reply.whole(200, card)
 
 
 _STARTED = int(time.time())
 
 
-def _model_cards(parts: Parts) -> list[dict[str, Any]]:
+def _model_cards(parts: Parts, caller: Caller) -> list[dict[str, Any]]:
+    """What the caller may use."""
     cards = [
         {
             "id": r.name,
@@ -287,8 +295,11 @@ def _model_cards(parts: Parts) -> list[dict[str, Any]]:
             "ekiben": {"description": r.description, **r.versions(), "adapters": parts.slots.describe(r.adapters)},
         }
         for r in parts.pipeline.routes.all.values()
+        if r.open_to(caller)
     ]
-    return [*cards, {"id": parts.embedding.name, "object": "model", "created": _STARTED, "owned_by": "ekiben"}]
+    if caller.may_use(parts.embedding.name):
+        cards.append({"id": parts.embedding.name, "object": "model", "created": _STARTED, "owned_by": "ekiben"})
+    return cards
 
 
 def _version_headers(versions: dict[str, str | None]) -> dict[str, str]:
@@ -319,11 +330,12 @@ def create_app(compose: Callable[[], AbstractAsyncContextManager[Parts]]) -> Sta
         Route("/v1/rag/documents", _Endpoint(_documents), methods=["GET"]),
         Route("/v1/rag/documents", _Endpoint(_add_documents), methods=["POST"]),
         Route("/v1/rag/documents/{name}", _Endpoint(_delete_document), methods=["DELETE"]),
-        Route("/v1/vector_stores", _stores, methods=["GET"]),
-        Route("/v1/vector_stores/{name}", _store, methods=["GET"]),
+        Route("/v1/vector_stores", _Endpoint(_stores), methods=["GET"]),
+        Route("/v1/vector_stores/{name}", _Endpoint(_store), methods=["GET"]),
         Route("/v1/vector_stores/{name}/search", _Endpoint(_search_store), methods=["POST"]),
-        Route("/v1/models", _models, methods=["GET"]),
-        Route("/v1/models/{name:path}", _model, methods=["GET"]),
+        Route("/v1/models", _Endpoint(_models), methods=["GET"]),
+        Route("/v1/models/{name:path}", _Endpoint(_model), methods=["GET"]),
         *admin_routes(),
+        *key_routes(),
     ]
     return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _http_error})

@@ -276,10 +276,15 @@ class InjectionModel(_Strict):
 
 
 class Callers(_Strict):
-    """Who a request is from, as a proxy in front says that has checked it. Without these headers all callers are one tenant.
+    """Who may ask without an API key (docs/keys.md), and the headers in which a proxy in front says who it has let in.
 
     Name headers only where the proxy sets or removes them itself: whoever can reach the box can write any header.
     """
+
+    anonymous: bool | Literal["loopback"] = Field(
+        default=False,
+        description="answers callers who send neither key nor header, all of one tenant; loopback: those on this machine alone",
+    )
 
     tenant_header: str | None = Field(default=None, pattern=r"^[A-Za-z0-9-]+$", description="holds the tenant's name")
     roles_header: str | None = Field(default=None, pattern=r"^[A-Za-z0-9-]+$", description="holds roles, with commas between")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from accounts.keys import Key
 
 DEFAULT_TENANT = "default"
 
@@ -14,6 +18,16 @@ class Caller:
 
     tenant: str = DEFAULT_TENANT
     roles: frozenset[str] = frozenset()
+    key: Key | None = None
+    """The API key that was sent; None for who came through a trusted proxy, or without a name."""
+
+    def may_use(self, route: str, adapters: Iterable[str] = ()) -> bool:
+        """Whether the key is for this public model name, and for every adapter, by name, that may answer under it."""
+        if self.key is None:
+            return True
+        return (not self.key.routes or route in self.key.routes) and (
+            not self.key.adapters or self.key.adapters.issuperset(adapters)
+        )
 
     def fits(self, tenant: str | None, role: str | None) -> bool:
         """Whether this caller is of that tenant and has that role; None is any."""
@@ -29,6 +43,10 @@ class CallerHeaders:
 
     tenant: str | None = None
     roles: str | None = None
+
+    def sent(self, headers: Mapping[str, str]) -> bool:
+        """Whether the proxy named anybody; `headers` has names in lower case."""
+        return any(name is not None and headers.get(name.lower(), "").strip() for name in (self.tenant, self.roles))
 
     def read(self, headers: Mapping[str, str]) -> Caller:
         """Return the caller; `headers` has names in lower case. Who has no such header belongs to the default tenant."""

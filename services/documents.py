@@ -16,6 +16,7 @@ from rag.index import UnusableIndex
 from rag.uploads import Upload, Uploads, UploadsBusy
 from services.errors import Forbidden, InvalidRequest, RetrievalUnavailable, Unavailable, UnknownDocument, UnknownModel
 from services.protocol import DocumentsRequest, NewDocument, SearchRequest, VectorStoreSearchRequest, parse
+from services.routing import check_open
 from services.telemetry import log
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ async def search(pipeline: Pipeline, body: bytes, caller: Caller) -> dict[str, A
 async def search_store(pipeline: Pipeline, name: str, body: bytes, caller: Caller) -> dict[str, Any]:
     """Return a page of OpenAI's vector store search; raises EkibenError."""
     asked = parse(VectorStoreSearchRequest, body)
-    request = SearchRequest(model=store(pipeline, name).name, query=asked.query, top_k=asked.max_num_results)
+    request = SearchRequest(model=store(pipeline, name, caller).name, query=asked.query, top_k=asked.max_num_results)
     found = await _found(pipeline, request, pipeline.route(request, caller))
     data = [
         {
@@ -63,7 +64,7 @@ class Desk:
 async def add(pipeline: Pipeline, desks: Mapping[str, Desk], body: bytes, caller: Caller) -> dict[str, Any]:
     """Add documents to what a route answers from, for the caller's tenant; raises EkibenError, and then nothing was added."""
     request = parse(DocumentsRequest, body)
-    route = store(pipeline, request.model)
+    route = store(pipeline, request.model, caller)
     desk = _desk(desks, route, caller)
     for document in request.documents:
         if foreign := sorted(set(document.labels) - caller.roles):
@@ -97,7 +98,7 @@ async def add(pipeline: Pipeline, desks: Mapping[str, Desk], body: bytes, caller
 
 async def listed(pipeline: Pipeline, desks: Mapping[str, Desk], name: str, caller: Caller) -> dict[str, Any]:
     """Return the documents that a route answers from, as far as the caller may find them; raises EkibenError."""
-    route = store(pipeline, name)
+    route = store(pipeline, name, caller)
     access = Access(caller.tenant, caller.roles)
     found = await asyncio.to_thread(pipeline.collections[route.collection or ""].documents, access)
     desk = desks.get(route.collection or "")
@@ -115,7 +116,7 @@ async def listed(pipeline: Pipeline, desks: Mapping[str, Desk], name: str, calle
 
 async def remove(pipeline: Pipeline, desks: Mapping[str, Desk], name: str, identity: str, caller: Caller) -> dict[str, Any]:
     """Remove a document that the caller's tenant has added and that he may find; raises EkibenError."""
-    route = store(pipeline, name)
+    route = store(pipeline, name, caller)
     desk = _desk(desks, route, caller)
     access = Access(caller.tenant, caller.roles)
     mine = next(
@@ -131,16 +132,17 @@ async def remove(pipeline: Pipeline, desks: Mapping[str, Desk], name: str, ident
     return {"id": identity, "object": "document.deleted", "deleted": True}
 
 
-def stores(pipeline: Pipeline) -> list[Route]:
-    """Return the routes that have documents, by name."""
-    return [route for _, route in sorted(pipeline.routes.all.items()) if route.collection]
+def stores(pipeline: Pipeline, caller: Caller) -> list[Route]:
+    """Return the routes that have documents and that the caller may use, by name."""
+    return [route for _, route in sorted(pipeline.routes.all.items()) if route.collection and route.open_to(caller)]
 
 
-def store(pipeline: Pipeline, name: str) -> Route:
-    """Return the route of that name; raises UnknownModel unless it has documents."""
-    for route in stores(pipeline):
-        if route.name == name:
-            return route
+def store(pipeline: Pipeline, name: str, caller: Caller) -> Route:
+    """Return the route of that name; raises UnknownModel unless it has documents, and Forbidden."""
+    route = pipeline.routes.all.get(name)
+    if route is not None and route.collection:
+        check_open(route, caller)
+        return route
     raise UnknownModel(f"The vector store {name[:100]!r} does not exist.", param="vector_store_id")
 
 

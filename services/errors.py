@@ -3,18 +3,21 @@
 EkibenError
 ├── InvalidRequest          400
 │   └── ContentRefused      400  a guard refused it
-├── Unauthorized            401  no admin token, or a wrong one
-├── Forbidden               403  the caller's roles do not allow it
+├── Unauthorized            401  no key or token, a wrong one, or one that has expired
+├── Forbidden               403  the caller's roles, or his key, do not allow it
 ├── UnknownModel            404  no such route, or its adapter is not loaded
 ├── UnknownDocument         404  no such document of the caller's tenant
+├── UnknownKey              404  no API key of that id
 ├── AdapterRefused          409  the gate, or there is no slot
+├── KeyRefused              409  an API key that has ended
 ├── BodyTooLarge            413
 ├── RateLimited             429  a limit of the caller's key, tenant or route
 ├── EngineRefused           4xx  the engine's own verdict on the request
 └── Unavailable             503
     ├── EngineUnavailable   503  not up, or lost
     ├── Overloaded          503  it has more work than it can do
-    └── GuardUnavailable    503  a detector failed: nothing passes unguarded
+    ├── GuardUnavailable    503  a detector failed: nothing passes unguarded
+    └── KeysUnavailable     503  the database of API keys is away: nobody unknown passes
 """
 
 from __future__ import annotations
@@ -78,7 +81,7 @@ class UnknownDocument(EkibenError):
 
 
 class Forbidden(EkibenError):
-    """The caller's roles do not allow it."""
+    """The caller's roles, or his key, do not allow it."""
 
     status = 403
     type = "permission_error"
@@ -86,11 +89,31 @@ class Forbidden(EkibenError):
 
 
 class Unauthorized(EkibenError):
-    """The admin API was asked without its token."""
+    """No key or token, a wrong one, or one that has expired."""
 
     status = 401
     type = "authentication_error"
     code = "invalid_api_key"
+
+    def headers(self) -> dict[str, str]:
+        """Return the challenge that HTTP asks for."""
+        return {**super().headers(), "www-authenticate": "Bearer"}
+
+
+class UnknownKey(EkibenError):
+    """There is no API key of that id."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "key_not_found"
+
+
+class KeyRefused(EkibenError):
+    """An API key that has ended cannot be changed so."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "key_refused"
 
 
 class AdapterRefused(EkibenError):
@@ -166,6 +189,12 @@ class GuardUnavailable(Unavailable):
     """A detector failed."""
 
     code = "guard_unavailable"
+
+
+class KeysUnavailable(Unavailable):
+    """API keys cannot be looked up."""
+
+    code = "keys_unavailable"
 
 
 class RetrievalUnavailable(Unavailable):

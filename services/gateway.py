@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ import bentoml
 import psutil
 from bentoml.models import BentoModel
 
+from accounts.database import Database
+from accounts.keys import KeyStore
 from adapters.gate import BaseModel, check_adapter
 from adapters.registry import RegistryFile
 from guards.detectors import Detectors
@@ -35,6 +37,7 @@ from rag.embedding import DIMENSIONS, CallableEmbeddings, MultilingualE5
 from rag.index import Recipe
 from rag.uploads import Uploads
 from services.api import EmbeddingModel, Parts, create_app
+from services.auth import Auth
 from services.bundle import Bundle, LoadedBundle, load_bundle
 from services.bundle import Uploads as UploadSettings
 from services.caller import CallerHeaders
@@ -241,15 +244,29 @@ async def compose() -> AsyncGenerator[Parts]:
         routes = Routes(loaded, lock, slots, policies)
         slots.watch(lambda: telemetry.routes(list(routes.all.values()), slots.tags))
         gateway.slots = slots
-        callers = CallerHeaders(loaded.bundle.callers.tenant_header, loaded.bundle.callers.roles_header)
         token = settings.admin_token.get_secret_value() if settings.admin_token else None
-        async with slots.running(lock.adapter_versions()):
+        async with slots.running(lock.adapter_versions()), _doorkeeper(loaded.bundle) as auth:
             pipeline = Pipeline(routes, engine, telemetry, collections, detectors)
             embedding = EmbeddingModel(embedder, DIMENSIONS, embed)
-            yield Parts(pipeline, embedding, settings.max_body_bytes, slots, token, callers, desks)
+            yield Parts(pipeline, embedding, settings.max_body_bytes, slots, token, auth, desks)
     await warming
     for collection in collections.values():
         collection.close()
+
+
+@asynccontextmanager
+async def _doorkeeper(bundle: Bundle) -> AsyncGenerator[Auth]:
+    """Who is let in. A box that lets everybody in opens no database until somebody sends a key."""
+    async with aclosing(Database(settings.database)) as database:
+
+        async def keys() -> KeyStore:
+            return KeyStore(await database.engine())
+
+        told = bundle.callers
+        auth = Auth(keys, callers=CallerHeaders(told.tenant_header, told.roles_header), anonymous=told.anonymous)
+        if told.anonymous is False:
+            await auth.ready()
+        yield auth
 
 
 def _desk(loaded: LoadedBundle, name: str, settled: UploadSettings, embeddings: CallableEmbeddings, policies: Policies) -> Desk:

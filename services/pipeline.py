@@ -86,7 +86,7 @@ class Pipeline:
     detectors: Detectors = field(default_factory=Detectors)
 
     def route(self, request: ChatRequest | CompletionRequest | SearchRequest, caller: Caller = ANYBODY) -> Route:
-        """Fix what will answer, with all its versions; raises UnknownModel and EngineUnavailable."""
+        """Fix what will answer, with all its versions; raises UnknownModel, Forbidden and EngineUnavailable."""
         return self.routes.find(request.model, request.user, caller)
 
     async def answer(self, request: ChatRequest | CompletionRequest, route: Route | None = None) -> dict[str, Any]:
@@ -133,7 +133,8 @@ class Pipeline:
     async def search(self, request: SearchRequest, route: Route) -> list[Passage]:
         """Return what a route's collection holds about a query, guarded like the route's answers; raises EkibenError."""
         if not route.collection:
-            known = ", ".join(sorted(name for name, one in self.routes.all.items() if one.collection))
+            shown = self.routes.all.items()
+            known = ", ".join(sorted(name for name, one in shown if one.collection and one.open_to(route.caller)))
             message = f"Route {route.name!r} has no documents; there is: {known or 'none that has'}."
             raise InvalidRequest(message, param="model", code="unsupported_endpoint")
         with self.telemetry.request(route) as record, _refusals(route):

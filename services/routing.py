@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
+from adapters.registry import Reference
 from services.caller import ANYBODY, Caller
-from services.errors import UnknownModel
+from services.errors import Forbidden, UnknownModel
 
 if TYPE_CHECKING:
     from guards.policy import Policy
@@ -58,6 +59,10 @@ class Route:
     caller: Caller = ANYBODY
     """Who asked: what may be found for the answer."""
 
+    def open_to(self, caller: Caller) -> bool:
+        """Whether the caller's key is for this route and for every adapter that may answer under it."""
+        return caller.may_use(self.name, {Reference.parse(text).name for text in self.adapters})
+
     def versions(self) -> dict[str, str | None]:
         """Return the name and version of each thing that makes an answer of this route."""
         return {
@@ -68,6 +73,12 @@ class Route:
             "index": self.index,
             "policy": self.policy.label,
         }
+
+
+def check_open(route: Route, caller: Caller) -> None:
+    """Raise Forbidden unless the caller may use a route."""
+    if not route.open_to(caller):
+        raise Forbidden(f"This API key may not use the model {route.name!r}.", param="model")
 
 
 class Routes:
@@ -105,12 +116,14 @@ class Routes:
     def find(self, name: str, user: str | None = None, caller: Caller = ANYBODY) -> Route:
         """Return the route with the policy for this caller and the adapter that answers; one user keeps to one version.
 
-        Raises UnknownModel, also when no adapter of the route is loaded: the base model never answers in its place.
+        Raises UnknownModel, also when no adapter of the route is loaded: the base model never answers in its place. Raises
+        Forbidden where the caller's key is not for it.
         """
         route = self._routes.get(name)
         if route is None:
-            names = ", ".join(sorted(self._routes))
+            names = ", ".join(sorted(name for name, one in self._routes.items() if one.open_to(caller)))
             raise UnknownModel(f"The model {name[:100]!r} does not exist; there is: {names}", param="model")
+        check_open(route, caller)
         rule = next((rule for rule in route.rules if caller.fits(rule.tenant, rule.role)), None)
         route = replace(route, policy=self._policies.get(rule.policy if rule else route.policy.name), caller=caller)
         if not route.adapters:

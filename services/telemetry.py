@@ -168,6 +168,7 @@ class Telemetry:
             log.info(
                 "request",
                 **{k: v for k, v in route.versions().items() if v is not None},
+                **({"key": route.caller.key.prefix} if route.caller.key else {}),
                 status=record.status,
                 seconds=round(seconds, 4),
                 first_token_seconds=record.first_token_seconds and round(record.first_token_seconds, 4),

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from services.bundle import json_schema
-from services.cli import adapter, audit, bento, guard, model, prompt, rag
+from services.cli import adapter, audit, bento, guard, keys, model, prompt, rag
 from services.cli.console import Bar, BundleOption, DeviceOption, err, load, out, reported, target_of, write_lock
 
 app = typer.Typer(help="Pack an LLM application into one versioned Bento.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -18,6 +18,7 @@ for name, group in (
     ("rag", rag),
     ("guard", guard),
     ("prompt", prompt),
+    ("keys", keys),
     ("bento", bento),
     ("audit", audit),
 ):

@@ -17,6 +17,7 @@ from rag.index import Recipe, build_index
 from rag.survey import Place
 from rag.uploads import Uploads
 from services.api import EmbeddingModel, Parts, create_app
+from services.auth import Auth
 from services.bundle import load_bundle
 from services.caller import CallerHeaders
 from services.documents import Desk
@@ -137,7 +138,8 @@ async def serving(folder, callers, shelf=None):
 
     @asynccontextmanager
     async def compose():
-        yield Parts(pipeline, EmbeddingModel("e5", 384, None), 100_000, slots=adapters, callers=callers, desks=desks)
+        auth = Auth(callers=callers, anonymous=True)
+        yield Parts(pipeline, EmbeddingModel("e5", 384, None), 100_000, slots=adapters, auth=auth, desks=desks)
 
     app = create_app(compose)
     transport = httpx.ASGITransport(app)

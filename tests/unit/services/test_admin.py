@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from services.api import EmbeddingModel, Parts, create_app
+from services.auth import Auth
 
 TOKEN = "a-token-that-is-long-enough"
 ONE, TWO = "1" * 16, "2" * 16
@@ -27,7 +28,7 @@ async def box(pipeline, slots, token):
 
     @asynccontextmanager
     async def compose():
-        yield Parts(pipeline, EmbeddingModel("e5", 1, embed), 10_000, slots, token)
+        yield Parts(pipeline, EmbeddingModel("e5", 1, embed), 10_000, slots, token, Auth(anonymous=True))
 
     app = create_app(compose)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)

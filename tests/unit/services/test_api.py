@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from services.api import EmbeddingModel, Parts, create_app
+from services.auth import Auth
 from services.errors import EngineRefused, EngineUnavailable, UnknownModel
 from services.slots import Served
 
@@ -22,7 +23,7 @@ async def running(pipeline, adapters):
 
     @asynccontextmanager
     async def compose():
-        yield Parts(pipeline, EmbeddingModel("e5", 2, embed), 10_000, slots=adapters)
+        yield Parts(pipeline, EmbeddingModel("e5", 2, embed), 10_000, slots=adapters, auth=Auth(anonymous=True))
 
     app = create_app(compose)
     async with app.router.lifespan_context(app):

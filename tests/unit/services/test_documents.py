@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 from rag.access import Access
 from rag.context import Passage
 from services.api import EmbeddingModel, Parts, create_app
+from services.auth import Auth
 from services.caller import CallerHeaders
 
 BIKES = Passage("A bicycle costs 11 euros. Ask jane@example.com.", "a.md", 3, "Bicycles", 0.91234)
@@ -23,8 +24,8 @@ async def http(pipeline, adapters, papers):
 
     @asynccontextmanager
     async def compose():
-        callers = CallerHeaders("x-tenant", "x-roles")
-        yield Parts(pipeline, EmbeddingModel("e5", 1, embed), 10_000, slots=adapters, callers=callers)
+        auth = Auth(callers=CallerHeaders("x-tenant", "x-roles"), anonymous=True)
+        yield Parts(pipeline, EmbeddingModel("e5", 1, embed), 10_000, slots=adapters, auth=auth)
 
     papers.passages = [BIKES]
     app = create_app(compose)
