@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from rag.lexical import tokens
 
@@ -42,6 +42,20 @@ def merged(lists: Sequence[Sequence[Passage]]) -> list[Passage]:
     for passage in sorted((passage for found in lists for passage in found), key=lambda passage: -passage.score):
         best.setdefault((passage.source, passage.page, passage.heading, passage.text), passage)
     return list(best.values())[: max(map(len, lists), default=0)]
+
+
+def fitted(passages: Sequence[Passage], budget: int, order: Literal["best-first", "edges"]) -> Context:
+    """Number the passages and keep as many as `budget` characters hold; the first is kept, cut off if it must be."""
+    kept: list[Passage] = []
+    left = budget
+    for passage in passages:
+        length = len(passage.titled)
+        if length > left and kept:
+            break
+        kept.append(passage if length <= left else replace(passage, text=passage.text[:left]))
+        left -= length
+    # A model reads the beginning and the end of a long prompt best.
+    return Context(tuple(kept if order == "best-first" else [*kept[::2], *kept[1::2][::-1]]))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from rag.context import merged
 from services.asking import Model, ask
 from services.errors import RetrievalUnavailable
 from services.protocol import plain_text
+from services.telemetry import log
 
 if TYPE_CHECKING:
     from guards.guard import Guard
@@ -36,6 +37,8 @@ async def find_passages(
     try:
         found = merged(await asyncio.gather(*(collection.search(wording, access, top_k) for wording in wordings)))
     except Exception as error:
+        # The kinds alone: a message may quote the question.
+        log.warning("retrieval failed", route=route.name, kind=type(error).__name__, cause=type(error.__cause__).__name__)
         raise RetrievalUnavailable("The documents could not be searched; try again.") from error
     shown = await asyncio.to_thread(lambda: [guard.review_passage(passage.text) for passage in found])
     return [replace(passage, text=text) for passage, text in zip(found, shown, strict=True) if text is not None]
