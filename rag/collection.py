@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from rag.access import Access
-from rag.compression import compressed
-from rag.context import Context, Passage, merged
+from rag.context import Context, Passage, fitted, merged
 from rag.embedded import EmbeddedStore
 from rag.index import UnusableIndex, check_card, read_index
 from rag.ranking import Ranking
@@ -34,7 +32,8 @@ class Collection:
         self._min_score = min_score
         self._budget = max_context_characters
         ranking = ranking or Ranking()
-        self._order, self._kept_share = ranking.order, ranking.kept_share
+        self._order: Literal["best-first", "edges"] = ranking.order
+        self._kept_share = ranking.kept_share
         _ = ranking.reranker  # what cannot be imported is told now, and not at the first question
         self._embedder = embedder
         self._versions = None if isinstance(index, Path) else index
@@ -91,23 +90,8 @@ class Collection:
             self._versions.close()
 
     def fit(self, passages: list[Passage], question: str = "") -> Context:
-        """Number the passages and keep as many as the budget holds; the first is kept, cut off if it must be.
-
-        Where the collection wants them shorter, they keep the sentences that say most about the question.
-        """
-        if self._kept_share < 1:
-            texts = compressed([passage.text for passage in passages], question, self._kept_share)
-            passages = [replace(passage, text=text) for passage, text in zip(passages, texts, strict=True) if text]
-        kept: list[Passage] = []
-        left = self._budget
-        for passage in passages:
-            length = len(passage.titled)
-            if length > left and kept:
-                break
-            kept.append(passage if length <= left else replace(passage, text=passage.text[:left]))
-            left -= length
-        # A model reads the beginning and the end of a long prompt best.
-        return Context(tuple(kept if self._order == "best-first" else [*kept[::2], *kept[1::2][::-1]]))
+        """Number the passages and keep what the budget holds, made shorter for the question where the collection wants that."""
+        return fitted(passages, question, self._budget, self._order, self._kept_share)
 
 
 class Searchable(Protocol):

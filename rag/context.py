@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+from rag.compression import compressed
 from rag.lexical import tokens
 
 CITED_SHARE = 0.5  # of the answer's terms that a passage must hold to be cited
@@ -42,6 +43,28 @@ def merged(lists: Sequence[Sequence[Passage]]) -> list[Passage]:
     for passage in sorted((passage for found in lists for passage in found), key=lambda passage: -passage.score):
         best.setdefault((passage.source, passage.page, passage.heading, passage.text), passage)
     return list(best.values())[: max(map(len, lists), default=0)]
+
+
+def fitted(
+    passages: Sequence[Passage], question: str, budget: int, order: Literal["best-first", "edges"], kept_share: float = 1.0
+) -> Context:
+    """Number the passages and keep as many as `budget` characters hold; the first is kept, cut off if it must be.
+
+    With a `kept_share` below 1 they keep the sentences that say most about the question.
+    """
+    if kept_share < 1:
+        texts = compressed([passage.text for passage in passages], question, kept_share)
+        passages = [replace(passage, text=text) for passage, text in zip(passages, texts, strict=True) if text]
+    kept: list[Passage] = []
+    left = budget
+    for passage in passages:
+        length = len(passage.titled)
+        if length > left and kept:
+            break
+        kept.append(passage if length <= left else replace(passage, text=passage.text[:left]))
+        left -= length
+    # A model reads the beginning and the end of a long prompt best.
+    return Context(tuple(kept if order == "best-first" else [*kept[::2], *kept[1::2][::-1]]))
 
 
 @dataclass(frozen=True)

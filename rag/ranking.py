@@ -8,21 +8,20 @@ are the same for every collection and language; `rag/train_ranker.py` made them,
 from __future__ import annotations
 
 import functools
-import importlib
 import math
-import operator
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 from langchain_core.documents import BaseDocumentCompressor, Document
 
 from rag.lexical import tokens
+from rag.plugins import BadPlugin, make_plugin
 
 FEATURES = ("words", "text", "sentence", "pairs", "length", "cosine")
 """What is known of a candidate: the scaled BM25 score, times the largest share of the question that any candidate holds; shares
@@ -34,10 +33,6 @@ LEXICAL_SHARE = 0.1
 words of their passages and worse for those of a search engine's users (RGB-zh, nDCG@10: 0.739; this 0.769; fusion 0.777)."""
 RERANKED = 50  # candidates that are looked at; the others are left out
 _SENTENCE = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；])|\n+")
-
-
-class BadReranker(ValueError):
-    """A reranker that cannot be had; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +52,7 @@ class Ranking:
 
     @functools.cached_property
     def reranker(self) -> BaseDocumentCompressor | None:
-        """The reranker from outside, where there is one; raises BadReranker."""
+        """The reranker from outside, where there is one; raises BadPlugin."""
         return load_reranker(self.rerank) if ":" in self.rerank else None
 
 
@@ -127,14 +122,10 @@ def rank(found: Candidates, question: str, *, dense_weight: float, rerank: bool)
 
 
 def load_reranker(path: str) -> BaseDocumentCompressor:
-    """Return what `module:callable` makes; raises BadReranker."""
-    module, _, name = path.partition(":")
-    try:
-        made: Any = operator.attrgetter(name)(importlib.import_module(module))()
-    except (ImportError, AttributeError) as error:
-        raise BadReranker(f"rerank: {path!r} cannot be imported: {error}") from error
+    """Return what `module:callable` makes; raises BadPlugin."""
+    made = make_plugin("rerank", path)
     if not isinstance(made, BaseDocumentCompressor):
-        raise BadReranker(f"rerank: {path!r} returns a {type(made).__name__}, and not a LangChain BaseDocumentCompressor")
+        raise BadPlugin(f"rerank: {path!r} returns a {type(made).__name__}, and not a LangChain BaseDocumentCompressor")
     return made
 
 

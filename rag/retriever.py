@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from typing import TYPE_CHECKING
 
@@ -36,8 +37,6 @@ class HybridRetriever(BaseRetriever):
         return self.search(query, self.store.embeddings.embed_query(query))
 
     async def _aget_relevant_documents(self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun) -> list[Document]:  # noqa: ARG002
-        import asyncio
-
         vector = await self.store.embeddings.aembed_query(query)
         return await asyncio.to_thread(self.search, query, vector)
 

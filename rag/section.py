@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from rag.decoding import Unreadable
 
 Kind = Literal["prose", "code", "table"]
 
@@ -38,6 +43,19 @@ class Reading:
     sections: tuple[Section, ...]
     title: str = ""
     date: str = ""
+
+
+def written(reading: Reading) -> str:
+    """Return a reading as JSON, which `read_written` reads."""
+    return json.dumps(asdict(reading), ensure_ascii=False)
+
+
+def read_written(data: bytes) -> Reading:
+    """Read what `written` wrote; raises Unreadable."""
+    try:
+        return TypeAdapter(Reading).validate_json(data)
+    except ValidationError as error:
+        raise Unreadable("not the sections of a document that was read") from error
 
 
 class Outline:

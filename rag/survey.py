@@ -15,12 +15,17 @@ from typing import Any, BinaryIO
 from yarl import URL
 
 from rag.decoding import Unreadable
-from rag.loading import READERS
+from rag.loaders import loaded_rows
+from rag.loading import READERS, ROW_KINDS
+from rag.plugins import BadPlugin
 from rag.web import Page, Web
 
 LINES = ".jsonl"
 MAX_FILE_BYTES = 50 * 2**20  # of one document
 MAX_LINES_BYTES = 2 * 2**30  # of a JSONL file, which holds many
+
+
+_KEYS = ("text", "id", "title", "source", "date", "tenant", "labels", "language", "kind")
 
 
 class Changed(RuntimeError):
@@ -73,7 +78,8 @@ class Place:
     """Where a collection's documents are: `sources` are paths (relative to `root`) of folders and files, and URLs.
 
     `labels` are the access labels of documents that bring none, `tenant` ("" for everybody's) whose they are where they do
-    not tell; `allow_hosts` is explained at `Web`.
+    not tell; `allow_hosts` is explained at `Web`. `loader` names a plug-in, `module:name`; its documents are the collection's
+    too.
     """
 
     root: Path
@@ -81,11 +87,12 @@ class Place:
     labels: Sequence[str] = ()
     tenant: str = ""
     allow_hosts: Sequence[str] = ()
+    loader: str = ""
 
     def survey(self) -> Survey:
         """Look at everything; what cannot be had is refused with a reason, and the others go on.
 
-        The content of files is read to know its digest, and nothing of it is kept.
+        The content of files is read to know its digest, and nothing of it is kept; what a loader gave is. Raises BadPlugin.
         """
         found = Survey()
         first: dict[tuple[str, Owner], str] = {}
@@ -120,6 +127,8 @@ class Place:
                 yield from _of_file(path, prefix.rstrip("/") or path.name, owner, refused)
             else:
                 refused[source] = "no such file or folder"
+        if self.loader:
+            yield from _of_loader(self.loader, owner, refused)
 
     def _fetched(self, url: str, owner: Owner, refused: dict[str, str]) -> Iterator[Item]:
         try:
@@ -217,8 +226,23 @@ def _of_lines(
         refused[name] = "empty"
 
 
+def _of_loader(loader: str, owner: Owner, refused: dict[str, str]) -> Iterator[Item]:
+    size = 0
+    for number, row in enumerate(loaded_rows(loader), start=1):
+        size += len(row["text"])
+        if size > MAX_LINES_BYTES:
+            raise BadPlugin(f"loader: {loader!r} gave over {MAX_LINES_BYTES // 2**30} GiB of text; does it end?")
+        try:
+            yield _of_row(_checked(row), loader, owner, functools.partial(str, row["text"]))
+        except Unreadable as error:
+            refused[f"{row.get('source') or loader}:{number}"] = str(error)
+
+
 def _of_line(line: bytes, name: str, owner: Owner, read: Callable[[], bytes]) -> Item:
-    row = _row(line)
+    return _of_row(_row(line), name, owner, lambda: _row(read())["text"])
+
+
+def _of_row(row: dict[str, Any], name: str, owner: Owner, read: Callable[[], str]) -> Item:
     text = row["text"]
     content = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
     own = Owner(row.get("tenant", owner.tenant), tuple(sorted(set(row["labels"]))) if "labels" in row else owner.labels)
@@ -227,7 +251,7 @@ def _of_line(line: bytes, name: str, owner: Owner, read: Callable[[], bytes]) ->
     named = str(row["source"]) + (f"#{identity}" if "id" in row else "") if "source" in row else f"{name}#{identity}"
     date = str(row.get("date", ""))[:10]
     return Item(
-        named, ".txt", content, lambda: _unchanged(lambda: _row(read())["text"].encode("utf-8", "replace"), content),
+        named, row.get("kind", ".txt"), content, lambda: _unchanged(lambda: read().encode("utf-8", "replace"), content),
         title=str(row.get("title", "")), date=date, dated=bool(date), language=str(row.get("language", "")), owner=own,
     )  # fmt: skip
 
@@ -237,10 +261,18 @@ def _row(line: bytes) -> dict[str, Any]:
         row = json.loads(line)
     except ValueError as error:
         raise Unreadable(f"no JSON in UTF-8: {error}") from error
+    return _checked(row)
+
+
+def _checked(row: Any) -> dict[str, Any]:
     if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not row["text"].strip():
         raise Unreadable('not an object with a "text"')
-    if unknown := sorted(set(row) - {"text", "id", "title", "source", "date", "tenant", "labels", "language"}):
-        raise Unreadable(f"unknown key {unknown[0]!r}; known are text, id, title, source, date, tenant, labels, language")
+    if len(row["text"]) > MAX_FILE_BYTES:
+        raise Unreadable(f"a text over {MAX_FILE_BYTES // 2**20} MiB; split it")
+    if unknown := sorted(set(row) - set(_KEYS)):
+        raise Unreadable(f"unknown key {unknown[0]!r}; known are {', '.join(_KEYS)}")
+    if row.get("kind", ".txt") not in ROW_KINDS:
+        raise Unreadable(f"unknown kind {row['kind']!r}; known are {', '.join(ROW_KINDS)}")
     labels = row.get("labels", [])
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise Unreadable("labels are a list of strings")

@@ -98,20 +98,31 @@ class Uploads:
                     change.unchanged.append(upload.id)
                 else:
                     (change.added if before is None else change.replaced).append(upload.id)
+                    if before is not None:
+                        texts.pop((before.tenant, before.labels, before.text), None)
                     known[upload.tenant, upload.id] = upload
                     texts[upload.tenant, upload.labels, upload.text] = upload.id
                     path = self._path(upload.tenant, upload.id)
                     earlier[path] = path.read_bytes() if path.exists() else None
                     _replace(path, upload.row().encode())
-            refused = self._rebuild(earlier)
-            for upload in uploads:
-                if upload.source in refused:
-                    change.refused[upload.id] = refused[upload.source]
-                    self._path(upload.tenant, upload.id).unlink(missing_ok=True)
+            self._settle(uploads, earlier, change)
         gone = set(change.refused)
         change.added = [one for one in change.added if one not in gone]
         change.replaced = [one for one in change.replaced if one not in gone]
         return change
+
+    def _settle(self, uploads: Sequence[Upload], earlier: dict[Path, bytes | None], change: Change) -> None:
+        """Rebuild; what is refused then gives way to what was there before, which is in the index again."""
+        left = {self._path(upload.tenant, upload.id): upload for upload in uploads}
+        left = {path: upload for path, upload in left.items() if path in earlier}
+        while refused := self._rebuild(earlier):
+            back = [path for path, upload in left.items() if upload.source in refused]
+            if not back:
+                return
+            for path in back:
+                upload = left.pop(path)
+                change.refused[upload.id] = refused[upload.source]
+                _put_back(path, earlier[path])
 
     def remove(self, tenant: str, identity: str) -> bool:
         """Remove a tenant's document; returns whether there was one. Raises UploadsBusy."""
@@ -155,7 +166,7 @@ class Uploads:
             return self._build()
         except BaseException:
             for path, content in earlier.items():
-                path.unlink(missing_ok=True) if content is None else _replace(path, content)
+                _put_back(path, content)
             raise
 
     def _build(self) -> dict[str, str]:
@@ -181,6 +192,10 @@ class Uploads:
             if old.name != name and old != before:
                 shutil.rmtree(old, ignore_errors=True)
         return report.refused | empty
+
+
+def _put_back(path: Path, content: bytes | None) -> None:
+    path.unlink(missing_ok=True) if content is None else _replace(path, content)
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -25,6 +25,7 @@ from guards.policy import Policy, PolicyError, load_policy
 from prompts.template import PromptError, PromptVersion, load_prompt
 from services.parameters import SamplingParameters
 from services.parsers import known_parsers
+from services.plugins import check_plugin
 from services.recipes import RECIPES, RecipeName, refusal
 from services.settings import load_settings
 from services.target import Target, find_device, find_target
@@ -319,6 +320,8 @@ class Uploads(_Strict):
     max_documents: int = Field(default=1000, ge=1, le=10_000, description="how many there may be, of all tenants")
 
 
+_PLUGIN = r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"
+_OF_RETRIEVERS = {"retriever", "deadline_ms", "top_k", "order", "min_score", "max_context_characters"}
 SEARCHED = ("dense_weight", "rerank", "mmr")
 """The settings of a collection that decide in which order its chunks are found."""
 
@@ -335,6 +338,17 @@ class Collection(_Strict):
         description="hosts that URLs and their redirects may ask: names (also *.example.com), name:port, addresses, networks; "
         "a private address must be named as such",
     )
+    loader: str | None = Field(
+        default=None, pattern=f"^{_PLUGIN}$",
+        description="module:name of a LangChain BaseLoader, or of a function that yields LangChain Documents: they are the "
+        "collection's, beside those of path or sources where there are any",
+    )  # fmt: skip
+    retriever: str | None = Field(
+        default=None, pattern=f"^{_PLUGIN}$",
+        description="module:name of a function that takes access= (tenant, labels) and returns a LangChain BaseRetriever, which "
+        "answers in the place of an index",
+    )  # fmt: skip
+    deadline_ms: int = Field(default=5000, ge=1, description="longest wait for the retriever; then the answer is 503")
     labels: tuple[str, ...] = Field(default=(), description="access labels of documents that bring none of their own")
     tenant: str = Field(
         default="", description="tenant that the documents belong to where they do not tell; left out: everybody's"
@@ -351,7 +365,7 @@ class Collection(_Strict):
     top_k: int = Field(default=4, ge=1, le=50, description="passages that reach the prompt")
     dense_weight: float = Field(default=0.5, ge=0, le=1, description="share of the dense score; the rest is the words'")
     rerank: str = Field(
-        default="lexical", pattern=r"^(lexical|none|[A-Za-z_][\w.]*:[A-Za-z_][\w.]*)$",
+        default="lexical", pattern=rf"^(lexical|none|{_PLUGIN})$",
         description="what orders the best candidates anew: lexical (the question's words, pairs and sentences), none, or "
         "module:callable of something that returns a LangChain BaseDocumentCompressor, such as a cross-encoder's",
     )  # fmt: skip
@@ -376,17 +390,30 @@ class Collection(_Strict):
     @property
     def places(self) -> tuple[str, ...]:
         """Paths and URLs of the documents."""
-        return self.sources or (str(self.path),)
+        return self.sources or ((str(self.path),) if self.path else ())
 
     @property
     def urls(self) -> tuple[str, ...]:
         """The URLs among the places."""
         return tuple(place for place in self.places if place.startswith(_WEB))
 
+    @property
+    def plugins(self) -> dict[str, str]:
+        """Setting -> `module:name` of what comes from outside."""
+        named = {"loader": self.loader, "retriever": self.retriever, "rerank": self.rerank if ":" in self.rerank else None}
+        return {setting: path for setting, path in named.items() if path}
+
     @model_validator(mode="after")
     def _one_of(self) -> Self:
-        if (self.path is None) == (not self.sources):
-            raise ValueError("needs either path (one folder or file) or sources (a list of folders, files and URLs)")
+        if self.retriever is not None:
+            if surplus := sorted(self.model_fields_set - _OF_RETRIEVERS):
+                raise ValueError(f"a retriever answers in the place of an index; leave out {', '.join(surplus)}")
+            return self
+        if "deadline_ms" in self.model_fields_set:
+            raise ValueError("deadline_ms is for a retriever; leave it out")
+        if (self.path is not None and self.sources) or not (self.path or self.sources or self.loader):
+            told = "either path (one folder or file) or sources (a list of folders, files and URLs)"
+            raise ValueError(f"needs {told}, or a loader or a retriever")
         if str(self.path).startswith(("http:", "https:")):
             raise ValueError("a URL belongs into sources, and its host into allow_hosts")
         if len(set(self.sources)) < len(self.sources):
@@ -679,12 +706,7 @@ def _check_folders(loaded: LoadedBundle) -> list[Problem]:
             problems += _check_labels(bundle, name, has_labels=bool(manifest.labels))
         except AdapterError as error:
             problems.append(Problem(("adapters", name, "path"), str(error)))
-    for name, collection in bundle.collections.items():
-        for place in collection.places:
-            where = ("collections", name, "sources" if collection.sources else "path")
-            message = None if place in collection.urls else _check_place(loaded.root / place)
-            if message is not None:
-                problems.append(Problem(where, message))
+    problems += _check_documents(loaded)
     problems += _check_source(loaded, bundle.model, ("model",))
     if bundle.engine.draft:
         problems += _check_source(loaded, bundle.engine.draft, _DRAFT)
@@ -702,6 +724,20 @@ def _check_source(loaded: LoadedBundle, model: Model | Draft, where: tuple[str, 
         if not (folder / "config.json").is_file():
             message = f"{folder} holds no config.json; a path: source is a folder in transformers' format"
             problems.append(Problem((*where, "source"), message))
+    return problems
+
+
+def _check_documents(loaded: LoadedBundle) -> list[Problem]:
+    problems: list[Problem] = []
+    for name, collection in loaded.bundle.collections.items():
+        for place in collection.places:
+            where = ("collections", name, "sources" if collection.sources else "path")
+            message = None if place in collection.urls else _check_place(loaded.root / place)
+            if message is not None:
+                problems.append(Problem(where, message))
+        for setting, path in collection.plugins.items():
+            if message := check_plugin(setting, path, loaded.root):
+                problems.append(Problem(("collections", name, setting), message))
     return problems
 
 

@@ -7,9 +7,9 @@ what this caller may see.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rag.access import Access
 from rag.index import UnusableIndex
@@ -64,7 +64,7 @@ class Desk:
 async def add(pipeline: Pipeline, desks: Mapping[str, Desk], body: bytes, caller: Caller) -> dict[str, Any]:
     """Add documents to what a route answers from, for the caller's tenant; raises EkibenError, and then nothing was added."""
     request = parse(DocumentsRequest, body)
-    route = store(pipeline, request.model, caller)
+    route = _route(pipeline, request.model, caller)
     desk = _desk(desks, route, caller)
     for document in request.documents:
         if foreign := sorted(set(document.labels) - caller.roles):
@@ -72,16 +72,7 @@ async def add(pipeline: Pipeline, desks: Mapping[str, Desk], body: bytes, caller
     uploads = [_upload(document, caller.tenant) for document in request.documents]
     if len({upload.id for upload in uploads}) < len(uploads):
         raise InvalidRequest("Two documents have the same id.", param="documents", code="invalid_value")
-    try:
-        change = await asyncio.to_thread(desk.uploads.put, uploads)
-    except UnusableIndex:
-        raise InvalidRequest(
-            "Nothing of the documents may be in the index, by the collection's policy.", param="documents"
-        ) from None
-    except UploadsBusy as error:
-        raise Unavailable(f"The documents cannot be changed now: {error}.") from error
-    except Exception as error:
-        raise RetrievalUnavailable("The documents could not be indexed, and nothing was added; try again.") from error
+    change = await _changed(desk.uploads.put, uploads)
     became = {
         **dict.fromkeys(change.added, "added"), **dict.fromkeys(change.replaced, "replaced"),
         **dict.fromkeys(change.unchanged, "unchanged"), **dict.fromkeys(change.refused, "refused"),
@@ -98,7 +89,7 @@ async def add(pipeline: Pipeline, desks: Mapping[str, Desk], body: bytes, caller
 
 async def listed(pipeline: Pipeline, desks: Mapping[str, Desk], name: str, caller: Caller) -> dict[str, Any]:
     """Return the documents that a route answers from, as far as the caller may find them; raises EkibenError."""
-    route = store(pipeline, name, caller)
+    route = _route(pipeline, name, caller)
     access = Access(caller.tenant, caller.roles)
     found = await asyncio.to_thread(pipeline.collections[route.collection or ""].documents, access)
     desk = desks.get(route.collection or "")
@@ -116,7 +107,7 @@ async def listed(pipeline: Pipeline, desks: Mapping[str, Desk], name: str, calle
 
 async def remove(pipeline: Pipeline, desks: Mapping[str, Desk], name: str, identity: str, caller: Caller) -> dict[str, Any]:
     """Remove a document that the caller's tenant has added and that he may find; raises EkibenError."""
-    route = store(pipeline, name, caller)
+    route = _route(pipeline, name, caller)
     desk = _desk(desks, route, caller)
     access = Access(caller.tenant, caller.roles)
     mine = next(
@@ -124,12 +115,25 @@ async def remove(pipeline: Pipeline, desks: Mapping[str, Desk], name: str, ident
     )
     if mine is None or not access.allows(mine.tenant, frozenset(mine.labels)):
         raise UnknownDocument(f"You have no document {identity[:128]!r}.")
-    try:
-        await asyncio.to_thread(desk.uploads.remove, caller.tenant, identity)
-    except UploadsBusy as error:
-        raise Unavailable(f"The documents cannot be changed now: {error}.") from error
+    await _changed(desk.uploads.remove, caller.tenant, identity)
     log.info("document deleted", route=route.name, tenant=caller.tenant, roles=sorted(caller.roles), document=identity)
     return {"id": identity, "object": "document.deleted", "deleted": True}
+
+
+_Result = TypeVar("_Result")
+
+
+async def _changed(function: Callable[..., _Result], *args: object) -> _Result:
+    """Change the documents of a desk; raises EkibenError, and then all is as before."""
+    try:
+        return await asyncio.to_thread(function, *args)
+    except UnusableIndex:
+        message = "Nothing of the documents may be in the index, by the collection's policy."
+        raise InvalidRequest(message, param="documents") from None
+    except UploadsBusy as error:
+        raise Unavailable(f"The documents cannot be changed now: {error}.") from error
+    except Exception as error:
+        raise RetrievalUnavailable("The documents could not be indexed, and nothing was changed; try again.") from error
 
 
 def stores(pipeline: Pipeline, caller: Caller) -> list[Route]:
@@ -144,6 +148,16 @@ def store(pipeline: Pipeline, name: str, caller: Caller) -> Route:
         check_open(route, caller)
         return route
     raise UnknownModel(f"The vector store {name[:100]!r} does not exist.", param="vector_store_id")
+
+
+def _route(pipeline: Pipeline, name: str, caller: Caller) -> Route:
+    """Return the route of that name; raises UnknownModel unless it has documents, and Forbidden."""
+    try:
+        return store(pipeline, name, caller)
+    except UnknownModel:
+        known = ", ".join(route.name for route in stores(pipeline, caller)) or "none"
+        message = f"The model {name[:100]!r} does not exist, or has no documents; there is: {known}"
+        raise UnknownModel(message, param="model") from None
 
 
 def card(route: Route, created: int) -> dict[str, Any]:

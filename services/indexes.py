@@ -11,11 +11,12 @@ from urllib.parse import quote
 
 from services.bundle import PASSWORD, LoadedBundle
 from services.lock import Lock, LockError
+from services.plugins import importable
 from services.settings import environment
 from services.store import delete, is_stored, store, stored_path, stored_versions
 
 if TYPE_CHECKING:
-    from rag.collection import Collection
+    from rag.collection import Collection, Searchable
     from rag.embedding import CallableEmbeddings, MultilingualE5
     from rag.versions import Version, Versions
 
@@ -51,8 +52,18 @@ def _variable(name: str) -> str:
     return value
 
 
-def open_collection(loaded: LoadedBundle, name: str, lock: Lock, embeddings: CallableEmbeddings | MultilingualE5) -> Collection:
-    """Open a collection for search; raises LockError, StoreError and UnusableIndex."""
+def open_collection(loaded: LoadedBundle, name: str, lock: Lock, embeddings: CallableEmbeddings | MultilingualE5) -> Searchable:
+    """Open a collection for search; raises LockError, StoreError, UnusableIndex and BadPlugin."""
+    entry = loaded.bundle.collections[name]
+    if entry.retriever:
+        from rag.plugged import PluggedCollection
+
+        importable(loaded.root)
+        return PluggedCollection(
+            entry.retriever, top_k=entry.top_k, min_score=entry.min_score, order=entry.order,
+            max_context_characters=entry.max_context_characters, deadline_ms=entry.deadline_ms,
+            kept_share=entry.kept_share,
+        )  # fmt: skip
     store = loaded.bundle.collections[name].store
     index = _open(store, index_name(loaded.bundle.name, name)) if store else stored_path(_tag(lock, name))
     return open_index(loaded, name, index, embeddings)
@@ -61,10 +72,11 @@ def open_collection(loaded: LoadedBundle, name: str, lock: Lock, embeddings: Cal
 def open_index(
     loaded: LoadedBundle, name: str, index: Path | Versions, embeddings: CallableEmbeddings | MultilingualE5
 ) -> Collection:
-    """Open an index for search with the settings of a collection; raises StoreError and UnusableIndex."""
+    """Open an index for search with the settings of a collection; raises StoreError, UnusableIndex and BadPlugin."""
     from rag.collection import Collection
     from rag.ranking import Ranking
 
+    importable(loaded.root)
     entry = loaded.bundle.collections[name]
     return Collection(
         index, embedder=loaded.bundle.embedder.name, embeddings=embeddings, top_k=entry.top_k,

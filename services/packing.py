@@ -20,12 +20,15 @@ from adapters.manifest import AdapterError, digest_files
 from models.layers import linear_layers
 from models.making import ModelError, ModelRecipe, make_model, model_version
 from models.source import fetch_spacy
+from rag.access import Access
 from services.bundle import LoadedBundle
+from services.caller import DEFAULT_TENANT
 from services.engine import missing_libraries, usable_cores, vllm_arguments, vllm_environment
 from services.engine_process import engine_process, free_port
 from services.errors import GuardUnavailable
 from services.indexes import index_name, publish_index
 from services.lock import Lock, LockError, adapter_tag
+from services.plugins import importable
 from services.recipes import RECIPES, refusal
 from services.settings import ROOT, load_settings
 from services.slots import smoke
@@ -59,7 +62,8 @@ def pack(loaded: LoadedBundle, progress: Progress) -> Lock:
     draft = pack_draft(loaded, model, progress)
     folders = {name: loaded.root / entry.path for name, entry in loaded.bundle.adapters.items()}
     adapters = pack_adapters(loaded, model, folders, progress)
-    indexes = {name: pack_index(loaded, name, progress) for name in loaded.bundle.collections}
+    try_plugins(loaded, progress)
+    indexes = {name: pack_index(loaded, name, progress) for name, of in loaded.bundle.collections.items() if not of.retriever}
     carried = {name: tag for name, tag in indexes.items() if not loaded.bundle.collections[name].store}
     return Lock(
         name=loaded.bundle.name, model=model, draft=draft, adapters=adapters, indexes=carried,
@@ -178,6 +182,22 @@ async def try_adapters(loaded: LoadedBundle, model: str, folders: Mapping[str, P
     return None
 
 
+def try_plugins(loaded: LoadedBundle, progress: Progress) -> None:
+    """Make the collections' own rerankers and retrievers, the latter for a caller without roles; raises BadPlugin."""
+    importable(loaded.root)
+    for name, entry in loaded.bundle.collections.items():
+        for setting, path in entry.plugins.items():
+            if setting == "rerank":
+                from rag.ranking import load_reranker
+
+                load_reranker(path)
+            elif setting == "retriever":
+                from rag.plugged import make_retriever, retriever_factory
+
+                make_retriever(path, retriever_factory(path), Access(DEFAULT_TENANT, frozenset()))
+                progress.note(f"collection {name}: is answered by {path}")
+
+
 def pack_index(loaded: LoadedBundle, name: str, progress: Progress) -> str:
     """Build a collection's index unless the store has it, and note what became of the documents; return its tag."""
     tag, report = ingest(loaded, name, progress)
@@ -189,7 +209,7 @@ def pack_index(loaded: LoadedBundle, name: str, progress: Progress) -> str:
 def ingest(loaded: LoadedBundle, name: str, progress: Progress) -> tuple[str, Report]:
     """Bring a collection's index into the store, and to its server where it has one; return its tag and the report.
 
-    The newest index of the collection lends what did not change. Raises UnusableIndex, GuardUnavailable, StoreError.
+    The newest index of the collection lends what did not change. Raises UnusableIndex, GuardUnavailable, StoreError, BadPlugin.
     """
     tag, report = _ingested(loaded, name, progress)
     if loaded.bundle.collections[name].store:
@@ -235,7 +255,8 @@ def documents_of(loaded: LoadedBundle, name: str) -> Place:
     from rag.survey import Place
 
     entry = loaded.bundle.collections[name]
-    return Place(loaded.root, entry.places, entry.labels, entry.tenant, entry.allow_hosts)
+    importable(loaded.root)
+    return Place(loaded.root, entry.places, entry.labels, entry.tenant, entry.allow_hosts, entry.loader or "")
 
 
 def _passage_check(loaded: LoadedBundle, policy: str | None, progress: Progress) -> tuple[str, Callable[[str], str | None]]:

@@ -24,10 +24,10 @@ from guards.detectors import Detectors
 from guards.guard import Blocked, Guard, GuardFailure, Stage
 from rag.language import language_of
 from services.answer import AnswerGuard, as_events, beside
+from services.asking import ask
 from services.caller import ANYBODY, Caller
 from services.errors import (
     ContentRefused,
-    EkibenError,
     EngineUnavailable,
     GuardUnavailable,
     InvalidRequest,
@@ -178,16 +178,10 @@ class Pipeline:
     async def _ask_judges(self, stage: Stage, route: Route, guard: Guard, text: str, passages: Sequence[str] = ()) -> None:
         """Ask a model for its verdicts; raises Blocked and GuardFailure."""
         for check in guard.judges(stage):
-            payload = {
-                "model": route.judge_model, "messages": guard.question(check, text, passages),
-                "max_tokens": _VERDICT_TOKENS, "temperature": 0,
-            }  # fmt: skip
-            try:
-                async with asyncio.timeout(check.deadline_ms / 1000):
-                    body = await self.engine.complete("/v1/chat/completions", payload)
-                answer = str(body["choices"][0]["message"]["content"])
-            except (EkibenError, TimeoutError, LookupError):
-                answer = None
+            question = guard.question(check, text, passages)
+            answer = await ask(
+                self.engine, route.judge_model, question, max_tokens=_VERDICT_TOKENS, deadline_ms=check.deadline_ms
+            )
             guard.verdict(stage, check, answer)
 
     async def _engine_events(self, prepared: Prepared) -> AsyncGenerator[dict[str, Any]]:

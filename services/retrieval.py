@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from rag import queries
 from rag.access import Access
 from rag.context import merged
-from services.errors import EkibenError, RetrievalUnavailable
+from services.asking import Model, ask
+from services.errors import RetrievalUnavailable
 from services.protocol import plain_text
+from services.telemetry import log
 
 if TYPE_CHECKING:
     from guards.guard import Guard
@@ -20,14 +22,6 @@ if TYPE_CHECKING:
     from services.routing import Route
 
 _WORDING_TOKENS = 128
-
-
-class Model(Protocol):
-    """What is needed of an engine: a model that words questions."""
-
-    async def complete(self, path: str, payload: dict[str, Any]) -> dict[str, Any]:
-        """Return the whole answer."""
-        ...
 
 
 async def find_passages(
@@ -43,6 +37,8 @@ async def find_passages(
     try:
         found = merged(await asyncio.gather(*(collection.search(wording, access, top_k) for wording in wordings)))
     except Exception as error:
+        # The kinds alone: a message may quote the question.
+        log.warning("retrieval failed", route=route.name, kind=type(error).__name__, cause=type(error.__cause__).__name__)
         raise RetrievalUnavailable("The documents could not be searched; try again.") from error
     shown = await asyncio.to_thread(lambda: [guard.review_passage(passage.text) for passage in found])
     return [replace(passage, text=text) for passage, text in zip(found, shown, strict=True) if text is not None]
@@ -57,22 +53,17 @@ async def _wordings(route: Route, model: Model, messages: Sequence[dict[str, Any
         return []
     question = queries.joined(asked) if how.follow_ups == "join" else queries.clipped(asked[-1])
     if how.follow_ups == "rewrite" and len(asked) > 1:
-        rewritten = await _ask(route, model, queries.rewrite_messages(turns), 1)
+        rewritten = await _reworded(route, model, queries.rewrite_messages(turns), 1)
         question = rewritten[0] if rewritten else queries.joined(asked)
     others: list[Any] = []
     if how.variants:
-        others.append(_ask(route, model, queries.variant_messages(question, how.variants), how.variants))
+        others.append(_reworded(route, model, queries.variant_messages(question, how.variants), how.variants))
     if how.imagine:
-        others.append(_ask(route, model, queries.imagine_messages(question), 1))
+        others.append(_reworded(route, model, queries.imagine_messages(question), 1))
     return list(dict.fromkeys([question, *(wording for found in await asyncio.gather(*others) for wording in found)]))
 
 
-async def _ask(route: Route, model: Model, messages: list[dict[str, str]], n: int) -> list[str]:
+async def _reworded(route: Route, model: Model, messages: list[dict[str, str]], n: int) -> list[str]:
     """Return up to n wordings by the route's base model; none when it fails or takes too long."""
-    payload = {"model": route.judge_model, "messages": messages, "max_tokens": _WORDING_TOKENS, "temperature": 0}
-    try:
-        async with asyncio.timeout(route.search.deadline_ms / 1000):
-            body = await model.complete("/v1/chat/completions", payload)
-        return queries.read_lines(str(body["choices"][0]["message"]["content"]), n)
-    except (EkibenError, TimeoutError, LookupError):
-        return []
+    answer = await ask(model, route.judge_model, messages, max_tokens=_WORDING_TOKENS, deadline_ms=route.search.deadline_ms)
+    return queries.read_lines(answer, n) if answer is not None else []

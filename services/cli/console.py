@@ -72,7 +72,7 @@ def reported() -> Generator[None]:
     from models.source import SourceError
     from rag.index import UnusableIndex
     from rag.judgements import BadJudgements
-    from rag.ranking import BadReranker
+    from rag.plugins import BadPlugin
     from rag.store import StoreError
     from services.engine_process import EngineFailed
     from services.errors import EkibenError
@@ -88,7 +88,7 @@ def reported() -> Generator[None]:
         UnusableIndex,
         StoreError,
         BadJudgements,
-        BadReranker,
+        BadPlugin,
         LockError,
         EngineFailed,
         EkibenError,

@@ -79,7 +79,7 @@ def rag_search(
     import asyncio
 
     loaded = load(bundle)
-    _known_collection(loaded, collection)
+    _known_collection(loaded, collection, indexed=False)
     from rag.access import Access
     from rag.embedding import MultilingualE5
     from services.indexes import open_collection
@@ -289,7 +289,10 @@ def _show(evaluation: Evaluation) -> None:
         err.print(f"{stage}: p50 {told['p50']:.1f} ms, p95 {told['p95']:.1f} ms", markup=False)
 
 
-def _known_collection(loaded: LoadedBundle, name: str) -> Collection:
+def _known_collection(loaded: LoadedBundle, name: str, *, indexed: bool = True) -> Collection:
     if name not in loaded.bundle.collections:
         fail(f"no collection named {name!r}; there is: {', '.join(loaded.bundle.collections) or 'none'}")
-    return loaded.bundle.collections[name]
+    found = loaded.bundle.collections[name]
+    if indexed and found.retriever:
+        fail(f"collection {name!r} is answered by its retriever, {found.retriever}; it has no index")
+    return found

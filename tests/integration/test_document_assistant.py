@@ -13,9 +13,9 @@ from prometheus_client import CollectorRegistry
 from guards.detectors import Detectors
 from rag.collection import Collection, GrowingCollection
 from rag.embedding import MultilingualE5
-from rag.index import Recipe, build_index
+from rag.index import Recipe, UnusableIndex, build_index
 from rag.survey import Place
-from rag.uploads import Uploads
+from rag.uploads import Uploads, UploadsBusy
 from services.api import EmbeddingModel, Parts, create_app
 from services.auth import Auth
 from services.bundle import load_bundle
@@ -311,3 +311,33 @@ async def test_without_a_desk_nothing_is_taken(folder):
 
         assert answer.status_code == 400
         assert "takes no others" in answer.json()["error"]["message"]
+
+
+async def test_a_route_that_is_not_there(folder, tmp_path):
+    async with serving(folder, HEADERS, tmp_path / "shelf") as (http, _engine):
+        answers = [
+            await http.post("/v1/rag/documents", json={**document("a", "x"), "model": "nobody"}, headers=HR),
+            await http.get("/v1/rag/documents?model=nobody", headers=HR),
+            await http.delete("/v1/rag/documents/a?model=nobody", headers=HR),
+        ]
+
+        for answer in answers:
+            assert (answer.status_code, answer.json()["error"]["param"]) == (404, "model")
+            assert "The model 'nobody' does not exist, or has no documents; there is: ask" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("failing", "status"), [(UploadsBusy("try again"), 503), (UnusableIndex("none"), 400), (RuntimeError("embedder"), 503)]
+)
+async def test_a_change_that_fails_is_told(folder, tmp_path, monkeypatch, failing, status):
+    async with serving(folder, HEADERS, tmp_path / "shelf") as (http, _engine):
+        await http.post("/v1/rag/documents", json=document("note", "A note."), headers=HR)
+
+        def fails(*_):
+            raise failing
+
+        monkeypatch.setattr(Uploads, "_rebuild", fails)
+        added = await http.post("/v1/rag/documents", json=document("other", "Another note."), headers=HR)
+        removed = await http.delete("/v1/rag/documents/note?model=ask", headers=HR)
+
+        assert (added.status_code, removed.status_code) == (status, status)

@@ -10,7 +10,8 @@ from rag.collection import Collection
 from rag.embedded import EmbeddedStore
 from rag.embedding import MultilingualE5
 from rag.index import Recipe, UnusableIndex, build_index
-from rag.ranking import BadReranker, Ranking
+from rag.plugins import BadPlugin
+from rag.ranking import Ranking
 from rag.survey import Place
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,7 +87,7 @@ async def test_nothing_is_found_for_what_the_documents_do_not_answer(index, ques
 
 
 def test_a_reranker_that_is_not_there_is_told_when_the_collection_is_opened(index):
-    with pytest.raises(BadReranker, match="cannot be imported"):
+    with pytest.raises(BadPlugin, match="cannot be imported"):
         opened(index, ranking=Ranking("no.such:reranker"))
 
 

@@ -3,7 +3,8 @@
 import pytest
 from langchain_core.documents import BaseDocumentCompressor, Document
 
-from rag.ranking import BadReranker, Candidates, Ranking, diversify, fuse, load_reranker, rank, reranked, scale
+from rag.plugins import BadPlugin
+from rag.ranking import Candidates, Ranking, diversify, fuse, load_reranker, rank, reranked, scale
 
 TEXTS = {
     "a": "The station opens at six. Bicycles travel for ten euros on every train.",
@@ -80,7 +81,7 @@ def test_a_reranker_from_outside_orders_drops_and_tells_its_score():
     [("no.such.module:x", "cannot be imported"), ("json:none", "cannot be imported"), ("builtins:dict", "returns a dict")],
 )
 def test_a_reranker_that_is_none_is_refused(path, message):
-    with pytest.raises(BadReranker, match=message):
+    with pytest.raises(BadPlugin, match=message):
         load_reranker(path)
 
 

@@ -87,6 +87,26 @@ def test_what_cannot_be_added_is_refused_and_the_others_go_on(opened):
     assert shelf.all() == [BIKES]
 
 
+def test_a_replacement_that_is_refused_leaves_what_was_there(opened, embeddings):
+    shelf = opened(check=lambda text: None if "secret" in text else text)
+    shelf.put([BIKES, DOGS])
+    change = shelf.put([Upload("bikes", "acme", "A secret.", labels=("staff",)), Upload("cats", "acme", "Cats pay.")])
+
+    assert (change.added, change.replaced) == (["cats"], [])
+    assert "policy" in change.refused["bikes"]
+    assert shelf.all() == [BIKES, Upload("cats", "acme", "Cats pay."), DOGS]
+    assert len(found(shelf, "bicycle", None, embeddings)) == 1
+
+
+def test_the_text_of_a_document_that_is_replaced_is_free_for_another(opened):
+    shelf = opened()
+    shelf.put([BIKES])
+    newer = Upload("bikes", "acme", "A tandem costs twenty euros.", labels=("staff",))
+    change = shelf.put([newer, Upload("cycles", "acme", BIKES.text, labels=("staff",))])
+
+    assert (change.added, change.replaced, change.refused) == (["cycles"], ["bikes"], {})
+
+
 def test_nothing_changes_when_the_embedding_model_fails(opened, embeddings):
     shelf = opened()
     shelf.put([BIKES])
