@@ -13,14 +13,12 @@ from langchain_text_splitters import RecursiveCharacterTextSplitter
 
 from rag.language import language_of
 from rag.section import Block, Section
+from rag.sentences import ENDS, sentences
 
 OVERLAP = 0.1  # of a chunk's length, in whole sentences or paragraphs
 MAX_LINE = 4000  # a line of code that is longer is no code that anybody reads
-# Sentences of both languages; Chinese has no spaces to go by. A line that begins a list's item counts as one.
-_SENTENCE = re.compile(r"[。！？；…]+[”’』」）]*|[.!?;]+[\"')\]]*(?=\s)|\n(?=\s*(?:[-*+•]|\d+[.)、])\s)")
 _PARAGRAPH = re.compile(r"\n[ \t]*\n\s*")
 _FINER = ["\n", "，", "、", ", ", " ", ""]
-_ENDS = frozenset(".!?;。！？；…")
 
 
 @dataclass(frozen=True)
@@ -58,18 +56,12 @@ def cut(
     return chunks
 
 
-def sentences(text: str) -> list[str]:
-    """Return a text's sentences, of both languages, that make the text when joined."""
-    ends = [match.end() for match in _SENTENCE.finditer(text)]
-    return [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True) if end > start]
-
-
 def rejoined(before: str, after: str) -> str:
     """Return two chunks that stand behind one another as one text, with the sentences that both hold at the cut once."""
     for length in range(min(len(before), len(after)), 1, -1):
-        if before.endswith(after[:length]) and after[:length].rstrip()[-1:] in _ENDS:
+        if before.endswith(after[:length]) and after[:length].rstrip()[-1:] in ENDS:
             left = before[: len(before) - length]
-            if not left or left[-1] in _ENDS or left[-1].isspace():
+            if not left or left[-1] in ENDS or left[-1].isspace():
                 return before + after[length:]
     return f"{before}\n{after}"
 

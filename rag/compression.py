@@ -6,8 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from rag.chunks import sentences
 from rag.lexical import tokens
+from rag.sentences import sentences
 
 GAP = " … "
 NEAR = 0.35  # of a sentence's worth that its neighbours get: what is asked and its answer may stand side by side

@@ -1,9 +1,10 @@
-"""Judged queries in the form of BEIR: a corpus, queries, and which document answers which query."""
+"""Judged queries in the form of BEIR: a corpus, queries, and which document answers which query; questions with their answers."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,18 @@ class Judged:
     documents: dict[str, tuple[str, str]]
     queries: dict[str, str]
     grades: dict[str, dict[str, int]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question for a whole route. `answers` are references, each right by itself; `sources` the documents that hold them."""
+
+    id: str
+    text: str
+    answers: tuple[str, ...] = ()
+    answerable: bool = True
+    """Whether the documents answer it; where they do not, the right answer says so."""
+    sources: tuple[str, ...] = ()
 
 
 def read_judged(corpus: Path, queries: Path, qrels: Path, split: str | None = None) -> Judged:
@@ -58,6 +71,31 @@ def read_judged(corpus: Path, queries: Path, qrels: Path, split: str | None = No
     return Judged(documents, {query: asked[query]["text"] for query in kept}, kept)
 
 
+def read_questions(path: Path) -> list[Question]:
+    """Read questions, JSONL, also .gz: `_id`, `text`, and where known `answers`, `answerable` and `sources`.
+
+    Other fields are left alone, so BEIR's queries with `answers` are questions. Raises BadJudgements.
+    """
+    return [_question(where, name, row) for where, name, row in _placed_rows(path)]
+
+
+def _question(where: str, name: str, row: dict[str, Any]) -> Question:
+    if not row["text"].strip():
+        raise BadJudgements(f"{where}: 'text' is empty")
+    lists: dict[str, tuple[str, ...]] = {}
+    for key in ("answers", "sources"):
+        told = row.get(key, [])
+        if not isinstance(told, list) or not all(isinstance(one, str) and one.strip() for one in told):
+            raise BadJudgements(f"{where}: {key!r} is not a list of texts")
+        lists[key] = tuple(told)
+    answerable = row.get("answerable", True)
+    if not isinstance(answerable, bool):
+        raise BadJudgements(f"{where}: 'answerable' is neither true nor false")
+    if not answerable and (key := next((key for key, told in lists.items() if told), None)):
+        raise BadJudgements(f"{where}: has {key!r} although it is not answerable")
+    return Question(name, row["text"], lists["answers"], answerable, lists["sources"])
+
+
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
     """Yield where each line that is not blank stands, and the line."""
     try:
@@ -65,12 +103,17 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield f"{path}:{number}", line.rstrip("\r\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise BadJudgements(f"{path}: cannot be read: {error}") from error
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield id and row of each line of JSONL."""
+    return ((name, row) for _, name, row in _placed_rows(path))
+
+
+def _placed_rows(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield where it stands, id and row of each line of JSONL."""
     seen: set[str] = set()
     for where, line in _lines(path):
         try:
@@ -87,7 +130,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if name in seen:
             raise BadJudgements(f"{where}: the id {name!r} stands twice")
         seen.add(name)
-        yield name, row
+        yield where, name, row
     if not seen:
         raise BadJudgements(f"{path}: empty")
 

@@ -77,6 +77,7 @@ def reported() -> Generator[None]:
     from services.engine_process import EngineFailed
     from services.errors import EkibenError
     from services.lock import LockError
+    from services.results import BadResult
 
     training = (CheckpointError, RowError, TrainingError)
     try:
@@ -89,6 +90,7 @@ def reported() -> Generator[None]:
         StoreError,
         BadJudgements,
         BadPlugin,
+        BadResult,
         LockError,
         EngineFailed,
         EkibenError,
@@ -139,6 +141,26 @@ class Bar:
     def note(self, text: str) -> None:
         """Print a line above the bar."""
         self._bar.console.print(text, markup=False)
+
+
+class Pace:
+    """Says of a step how fast it goes and how long it will take."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+        self._step = ""
+        self._first = 0
+        self._started = 0.0
+
+    def tell(self, step: str, done: int, total: int) -> None:
+        """Say how much of a step is done."""
+        now = time.monotonic()
+        if step != self._step:
+            # What was there at the first word of a step says nothing of its rate.
+            self._step, self._first, self._started = step, done, now
+        rate = (done - self._first) / (now - self._started) if now > self._started else 0.0
+        pace = f", {rate:.1f}/s, {(total - done) / rate:.0f} s left" if rate and done < total else ""
+        self._bar.tell(f"{step}: {done}/{total}{pace}", done, total)
 
 
 def write_lock(lock: Lock, bundle: Path | None) -> None:

@@ -1,10 +1,9 @@
-"""`ekiben rag`: documents: ingest a collection, search it, measure the search, its index's versions, and where it is."""
+"""`ekiben rag`: documents: ingest a collection, search it, measure search and answers, its index's versions, and where it is."""
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +16,8 @@ from rich.table import Table
 
 from services.bundle import SERVERS, secret_in
 from services.caller import DEFAULT_TENANT
-from services.cli.console import Bar, BundleOption, JsonOption, err, fail, load, out, reported, write_lock
+from services.cli import answers
+from services.cli.console import Bar, BundleOption, JsonOption, Pace, err, fail, load, out, reported, write_lock
 from services.settings import load_settings
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ VersionName = Annotated[str, typer.Argument(metavar="VERSION", help="As `ekiben 
 app = typer.Typer(
     help="Documents: ingest a collection, search it, measure that, keep its versions, move it.", no_args_is_help=True
 )
+app.add_typer(answers.app)
 
 
 @app.command("ingest")
@@ -223,30 +224,11 @@ def rag_eval(  # noqa: PLR0913  an evaluation has many settings
         bar.step("reading")
         judged, cache = read_judged(corpus, queries, qrels, split), load_settings().cache_dir / "vectors"
         evaluation = evaluate(
-            judged, systems, embeddings=embeddings, cache=cache, chunk_characters=chunk_characters, progress=_Pace(bar).tell
+            judged, systems, embeddings=embeddings, cache=cache, chunk_characters=chunk_characters, progress=Pace(bar).tell
         )
     _show(evaluation)
     if as_json:
         sys.stdout.write(json.dumps(evaluation.report(), ensure_ascii=False) + "\n")
-
-
-class _Pace:
-    """Says of a step how fast it goes and how long it will take."""
-
-    def __init__(self, bar: Bar) -> None:
-        self._bar = bar
-        self._step = ""
-        self._first = 0
-        self._started = 0.0
-
-    def tell(self, step: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if step != self._step:
-            # What was there at the first word of a step says nothing of its rate.
-            self._step, self._first, self._started = step, done, now
-        rate = (done - self._first) / (now - self._started) if now > self._started else 0.0
-        pace = f", {rate:.1f}/s, {(total - done) / rate:.0f} s left" if rate and done < total else ""
-        self._bar.tell(f"{step}: {done}/{total}{pace}", done, total)
 
 
 def _searched(assignments: list[str]) -> dict[str, object]:

@@ -50,7 +50,7 @@ def test_check_fails_with_file_line_and_remedy(ekiben, tmp_path):
         (), ("check",), ("schema",), ("pack",), ("model", "make"), ("model", "quantize"), ("model", "compare"), ("model", "tune"),
         ("adapter", "check"), ("adapter", "train"), ("adapter", "eval"), ("adapter", "add"), ("adapter", "list"),
         ("adapter", "load"), ("adapter", "unload"), ("adapter", "promote"), ("adapter", "rollback"), ("adapter", "remove"),
-        ("rag", "ingest"), ("rag", "search"), ("rag", "eval"),
+        ("rag", "ingest"), ("rag", "search"), ("rag", "eval"), ("rag", "answers"),
         ("rag", "versions"), ("rag", "switch"), ("rag", "remove"), ("rag", "move"),
         ("guard", "scan"), ("guard", "eval"), ("prompt", "list"), ("keys",),
         ("keys", "create"), ("keys", "list"), ("keys", "rotate"), ("keys", "revoke"), ("bento", "version"), ("bento", "build"),

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from rag.judgements import BadJudgements, read_judged
+from rag.judgements import BadJudgements, Question, read_judged, read_questions
 
 CORPUS = [{"_id": "d1", "title": "One", "text": "first"}, {"_id": "d2", "text": "second"}]
 QUERIES = [{"_id": "q1", "text": "which?", "split": "dev"}, {"_id": "q2", "text": "who?", "split": "test"}]
@@ -90,3 +90,43 @@ def test_files_that_are_not_there_or_no_text(files, tmp_path):
         read_judged(broken, queries, qrels)
     with pytest.raises(BadJudgements, match="no query is judged in the split 'train'"):
         read_judged(corpus, queries, qrels, split="train")
+
+
+def questions(tmp_path, *rows):
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return read_questions(path)
+
+
+def test_questions(tmp_path):
+    whole = {"_id": 7, "text": "which?", "answers": ["a", "b"], "sources": ["d"], "split": "dev"}
+    read = questions(tmp_path, whole, {"_id": "q2", "text": "who?", "answerable": False, "answers": []})
+
+    assert read == [Question("7", "which?", ("a", "b"), sources=("d",)), Question("q2", "who?", answerable=False)]
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ("{", "no JSON"),
+        ({"_id": "1"}, "has no 'text'"),
+        ({"_id": "1", "text": " "}, "'text' is empty"),
+        ({"_id": "0", "text": "x"}, "stands twice"),
+        ({"_id": "1", "text": "x", "answers": "y"}, "'answers' is not a list of texts"),
+        ({"_id": "1", "text": "x", "answers": [""]}, "'answers' is not a list of texts"),
+        ({"_id": "1", "text": "x", "sources": [1]}, "'sources' is not a list of texts"),
+        ({"_id": "1", "text": "x", "answerable": "no"}, "'answerable' is neither true nor false"),
+        ({"_id": "1", "text": "x", "answerable": False, "answers": ["y"]}, "has 'answers' although it is not answerable"),
+    ],
+)
+def test_questions_that_are_none_are_told_with_their_line(tmp_path, row, told):
+    with pytest.raises(BadJudgements, match=rf"questions.jsonl:2: .*{told}"):
+        questions(tmp_path, {"_id": "0", "text": "first"}, row)
+
+
+def test_a_file_of_questions_that_was_cut(tmp_path):
+    path = tmp_path / "q.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"_id": "1", "text": "x"}\n')[:-8])
+
+    with pytest.raises(BadJudgements, match="cannot be read"):
+        read_questions(path)
