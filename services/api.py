@@ -30,7 +30,7 @@ from services.auth import Auth
 from services.caller import ANYBODY, Caller
 from services.errors import BodyTooLarge, EkibenError, Forbidden, InvalidRequest, UnknownModel
 from services.protocol import DONE, ChatRequest, CompletionRequest, EmbeddingRequest, frame, parse
-from services.telemetry import log
+from services.telemetry import Record, log
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -189,14 +189,15 @@ async def _gone(receive: Receive) -> None:
 
 async def _generate(parts: Parts, request: ChatRequest | CompletionRequest, reply: _Reply) -> None:
     route = parts.pipeline.route(request, reply.caller)
-    headers = _version_headers(route.versions())
+    record, versions = Record(route.name, id=reply.request_id), _version_headers(route.versions())
     if not request.stream:
-        await reply.whole(200, await parts.pipeline.answer(request, route), headers)
+        body = await parts.pipeline.answer(request, route, record)
+        await reply.whole(200, body, versions | record.headers)
         return
-    async with aclosing(parts.pipeline.stream(request, route)) as events:
+    async with aclosing(parts.pipeline.stream(request, route, record)) as events:
         async for event in events:
             if not reply.started:
-                await reply.events(headers)
+                await reply.events(versions | record.headers)
             await reply.piece(frame(event))
     await reply.piece(DONE, more=False)
 

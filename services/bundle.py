@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from adapters.gate import BaseModel as AdapterBase
 from adapters.gate import check_adapter
@@ -29,6 +29,7 @@ from services.plugins import check_plugin
 from services.recipes import RECIPES, RecipeName, refusal
 from services.settings import load_settings
 from services.target import Target, find_device, find_target
+from services.terms import Alerts, AnswerCache, Audit, CacheStore, Limits, Price, Queue, Strict, Targets, Tenant, Upstream
 
 AdapterReference = Annotated[str, Field(pattern=REFERENCE)]
 Share = Annotated[float, Field(gt=0, description="share of the requests, relative to the others'")]
@@ -52,11 +53,7 @@ def secret_in(url: str) -> str | None:
     return None
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Quantization(_Strict):
+class Quantization(Strict):
     """How the base model's weights are made smaller, and how much worse they may get."""
 
     recipe: RecipeName = Field(
@@ -92,7 +89,7 @@ class Quantization(_Strict):
         return self
 
 
-class Model(_Strict):
+class Model(Strict):
     """The base model."""
 
     name: Name = Field(description="name in the model store")
@@ -104,7 +101,7 @@ class Model(_Strict):
     quantization: Quantization = Quantization()
 
 
-class NGram(_Strict):
+class NGram(Strict):
     """Tokens are guessed from what followed the same words earlier in the prompt or the answer: pays where answers copy."""
 
     method: Literal["ngram"]
@@ -120,7 +117,7 @@ class NGram(_Strict):
         return self
 
 
-class Draft(_Strict):
+class Draft(Strict):
     """The small model of speculative decoding: of the base model's family, with its vocabulary."""
 
     source: str = Field(pattern=SOURCE, description="as the base model's source")
@@ -128,7 +125,7 @@ class Draft(_Strict):
     quantization: Quantization = Quantization(recipe="none")
 
 
-class DraftModel(_Strict):
+class DraftModel(Strict):
     """Tokens are guessed by a smaller model of the same vocabulary: pays where that is much faster and often right."""
 
     method: Literal["draft_model"]
@@ -140,7 +137,7 @@ SpeculativeConfig = Annotated[NGram | DraftModel, Field(discriminator="method")]
 """Speculative decoding: tokens are guessed, and the model checks several in one step."""
 
 
-class StructuredOutputsConfig(_Strict):
+class StructuredOutputsConfig(Strict):
     """How answers are held to a JSON schema, a regular expression or a grammar."""
 
     backend: Literal["auto", "xgrammar", "guidance", "outlines"] = Field(
@@ -160,7 +157,7 @@ class StructuredOutputsConfig(_Strict):
         return self
 
 
-class Engine(_Strict):
+class Engine(Strict):
     """vLLM's arguments, under vLLM's own names; what is not set here is derived from the machine."""
 
     max_model_len: int = Field(default=4096, gt=0, description="longest prompt plus answer, in tokens")
@@ -234,25 +231,25 @@ class Engine(_Strict):
         return self
 
 
-class AdapterEntry(_Strict):
+class AdapterEntry(Strict):
     """One LoRA adapter."""
 
     path: Path = Field(description="folder with PEFT's two files, ekiben.json and a model card")
 
 
-class PromptEntry(_Strict):
+class PromptEntry(Strict):
     """One prompt."""
 
     path: Path = Field(description="YAML file with `system` and, where wanted, `user` templates (Jinja)")
 
 
-class PolicyEntry(_Strict):
+class PolicyEntry(Strict):
     """One guard policy."""
 
     path: Path = Field(description="YAML file of a guard policy")
 
 
-class NameModel(_Strict):
+class NameModel(Strict):
     """The model that finds names of persons and places, for policies that look for them."""
 
     source: str = Field(
@@ -268,7 +265,7 @@ class NameModel(_Strict):
         return self
 
 
-class InjectionModel(_Strict):
+class InjectionModel(Strict):
     """A classifier of your own beside the one that comes with Ekiben."""
 
     source: str = Field(
@@ -276,7 +273,7 @@ class InjectionModel(_Strict):
     )
 
 
-class Callers(_Strict):
+class Callers(Strict):
     """Who may ask without an API key (docs/keys.md), and the headers in which a proxy in front says who it has let in.
 
     Name headers only where the proxy sets or removes them itself: whoever can reach the box can write any header.
@@ -291,7 +288,7 @@ class Callers(_Strict):
     roles_header: str | None = Field(default=None, pattern=r"^[A-Za-z0-9-]+$", description="holds roles, with commas between")
 
 
-class PolicyRule(_Strict):
+class PolicyRule(Strict):
     """Another policy for some callers of a route."""
 
     policy: Name
@@ -305,7 +302,7 @@ class PolicyRule(_Strict):
         return self
 
 
-class Embedder(_Strict):
+class Embedder(Strict):
     """The embedding model: for collections and for /v1/embeddings."""
 
     name: Literal["multilingual-e5-small"] = Field(
@@ -313,7 +310,7 @@ class Embedder(_Strict):
     )
 
 
-class Uploads(_Strict):
+class Uploads(Strict):
     """Documents that callers add over HTTP; each belongs to its caller's tenant."""
 
     writers: tuple[str, ...] = Field(min_length=1, description="roles that may add and delete documents")
@@ -326,7 +323,7 @@ SEARCHED = ("dense_weight", "rerank", "mmr")
 """The settings of a collection that decide in which order its chunks are found."""
 
 
-class Collection(_Strict):
+class Collection(Strict):
     """Documents that routes may answer from."""
 
     path: Path | None = Field(
@@ -427,7 +424,7 @@ class Collection(_Strict):
         return self
 
 
-class Search(_Strict):
+class Search(Strict):
     """How a conversation becomes queries; what asks the model takes its time from the answer's."""
 
     follow_ups: Literal["off", "join", "rewrite"] = Field(
@@ -444,14 +441,14 @@ class Search(_Strict):
     )
 
 
-class NothingFound(_Strict):
+class NothingFound(Strict):
     """The answer when no passage is found, by the question's language; the engine is not asked."""
 
     en: str = "The documents do not say anything about this."
     zh: str = "文档中没有与此相关的内容。"
 
 
-class Route(_Strict):
+class Route(Strict):
     """A public model name, and everything that answers under it."""
 
     description: str = ""
@@ -473,6 +470,12 @@ class Route(_Strict):
     parameters: SamplingParameters = Field(
         default=SamplingParameters(), description="sampling parameters for requests that leave them out, under OpenAI's names"
     )
+    max_tokens: int | None = Field(default=None, ge=1, description="longest answer that a request may ask for, in tokens")
+    stop_on_repetition: bool = Field(default=False, description="end an answer that goes on saying the same")
+    targets: Targets | None = Field(default=None, description="what answers; left out: the box's own engine")
+    limits: Limits = Field(default=Limits(), description="of all callers together; those of a tenant and of a key hold too")
+    price: Price = Price()
+    cache: AnswerCache | None = Field(default=None, description="left out: nothing is cached")
 
     def shares(self) -> dict[str, float]:
         """Return the share of each adapter reference; empty where the base model answers."""
@@ -481,7 +484,7 @@ class Route(_Strict):
         return {self.adapter: 1.0} if isinstance(self.adapter, str) else dict(self.adapter)
 
 
-class Bundle(_Strict):
+class Bundle(Strict):
     """bundle.yaml."""
 
     name: Name = Field(default="ekiben", description="name of the Bento")
@@ -494,6 +497,13 @@ class Bundle(_Strict):
     names: NameModel | None = None
     injection_model: InjectionModel | None = None
     callers: Callers = Callers()
+    tenants: dict[str, Tenant] = Field(default_factory=dict, description="limits and budgets by tenant; `*` is any other")
+    upstreams: dict[Name, Upstream] = Field(default_factory=dict, description="servers that routes may have as targets")
+    queue: Queue = Queue()
+    cache: CacheStore = CacheStore()
+    currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$", description="of prices and budgets")
+    alerts: Alerts = Alerts()
+    audit: Audit = Audit()
     collections: dict[Name, Collection] = Field(default_factory=dict)
     routes: dict[Name, Route] = Field(min_length=1, description="public model names")
 
@@ -565,7 +575,13 @@ def load_bundle(path: Path, *, packed: bool = False, target: Target | None = Non
         problems = _duplicates(node, ()) + [_explain(item) for item in error.errors()]
         raise BundleError(_located(path, node, problems)) from error
     loaded = LoadedBundle(root=path.resolve().parent, bundle=bundle, prompts={}, policies={})
-    problems += _check_names(bundle) + _check_rules(bundle) + _check_collections(bundle) + _check_recipe(bundle, target)
+    problems += (
+        _check_names(bundle)
+        + _check_rules(bundle)
+        + _check_targets(bundle)
+        + _check_collections(bundle)
+        + _check_recipe(bundle, target)
+    )
     loaded, found = _read_files(loaded)
     problems += found
     if not packed:
@@ -612,6 +628,24 @@ def _check_names(bundle: Bundle) -> list[Problem]:
         problems.append(Problem(("adapters", bundle.model.name), "an adapter cannot bear the model's name; rename it"))
     if bundle.engine.max_cpu_loras is not None and bundle.engine.max_cpu_loras < bundle.engine.max_loras:
         problems.append(Problem(("engine", "max_cpu_loras"), "must not be below max_loras; raise it or leave it out"))
+    return problems
+
+
+def _check_targets(bundle: Bundle) -> list[Problem]:
+    problems: list[Problem] = []
+    for name, route in bundle.routes.items():
+        seen: set[tuple[str | None, str | None]] = set()
+        targets = route.targets.of if route.targets else ()
+        for target in targets:
+            where = ("routes", name, "targets")
+            if target.upstream is not None and target.upstream not in bundle.upstreams:
+                known = ", ".join(sorted(bundle.upstreams)) or "none"
+                problems.append(Problem(where, f"no upstream named {target.upstream!r}; there is: {known}"))
+            if (target.upstream, target.model) in seen:
+                problems.append(Problem(where, f"{target.upstream or 'the own engine'} stands twice; raise its weight instead"))
+            seen.add((target.upstream, target.model))
+        if route.only_labels and any(target.upstream for target in targets):
+            problems.append(Problem(("routes", name, "only_labels"), "needs the box's own engine; leave the upstreams out"))
     return problems
 
 

@@ -22,16 +22,20 @@ _CLIENT_ERRORS = range(400, 500)
 
 
 class EngineClient:
-    """A client of vLLM's OpenAI-compatible server; use as an async context manager."""
+    """A client of an OpenAI-compatible server, vLLM's or another; use as an async context manager.
 
-    def __init__(self, base_url: str) -> None:
-        self._base_url = base_url
+    `key` is sent as a bearer token; `health` is the path that answers 2xx while the server is well, which it is without one.
+    """
+
+    def __init__(self, base_url: str, *, key: str | None = None, health: str | None = "/health") -> None:
+        self._base_url, self._key, self._health = base_url.rstrip("/"), key, health
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
         # No total time-out: a stream lasts as long as it lasts, and the caller's leaving ends it.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
-        self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
+        headers = {"authorization": f"Bearer {self._key}"} if self._key else None
+        self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0), headers=headers)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -63,8 +67,10 @@ class EngineClient:
 
     async def healthy(self) -> bool:
         """Whether the engine answers its health check within two seconds."""
+        if self._health is None:
+            return True
         try:
-            async with self._open().get(f"{self._base_url}/health", timeout=aiohttp.ClientTimeout(total=2)) as response:
+            async with self._open().get(f"{self._base_url}{self._health}", timeout=aiohttp.ClientTimeout(total=2)) as response:
                 return response.ok
         except (aiohttp.ClientError, TimeoutError):
             return False
@@ -122,7 +128,7 @@ class EngineClient:
                     body = await response.json(content_type=None)
                 except (aiohttp.ClientError, ValueError):
                     body = {}
-                raise _refusal(body, response.status)
+                raise _refusal(body, response.status, response.headers.get("retry-after"))
             yield response
         except aiohttp.ClientError as error:
             raise EngineUnavailable("The engine was lost in mid-answer.") from error
@@ -185,7 +191,7 @@ def _message(said: str) -> str:
         return "The engine refused the adapter."
 
 
-def _refusal(body: Any, status: int) -> EngineRefused | EngineUnavailable:
+def _refusal(body: Any, status: int, retry_after: str | None = None) -> EngineRefused | EngineUnavailable:
     error = body.get("error", body) if isinstance(body, dict) else {}
     message = str(error.get("message") or "The engine refused the request.")
     code = error.get("code")
@@ -197,4 +203,5 @@ def _refusal(body: Any, status: int) -> EngineRefused | EngineUnavailable:
     too_long = "context length" in lowered or "max_model_len" in lowered or "maximum model length" in lowered
     if too_long:
         return EngineRefused(message, status=400, param=error.get("param"), code="context_length_exceeded")
-    return EngineRefused(message, status=status, param=error.get("param"), code="engine_refused")
+    wait = int(retry_after) if retry_after and retry_after.isdecimal() else None
+    return EngineRefused(message, status=status, param=error.get("param"), code="engine_refused", retry_after=wait)

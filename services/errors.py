@@ -156,9 +156,11 @@ class EngineRefused(EkibenError):
 
     type = "invalid_request_error"
 
-    def __init__(self, message: str, *, status: int, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, status: int, param: str | None = None, code: str | None = None, retry_after: int | None = None
+    ) -> None:
         super().__init__(message, param=param, code=code)
-        self.status = status
+        self.status, self.retry_after = status, retry_after
 
 
 class Unavailable(EkibenError):

@@ -12,19 +12,19 @@
 from __future__ import annotations
 
 import asyncio
-import time
-import uuid
+import math
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from guards.detectors import Detectors
 from guards.guard import Blocked, Guard, GuardFailure, Stage
 from rag.language import language_of
 from services.answer import AnswerGuard, as_events, beside
 from services.asking import ask
+from services.backends import ANSWER_TOKENS, CHARACTERS_PER_TOKEN, Asked, Backends, spoken
 from services.caller import ANYBODY, Caller
 from services.errors import (
     ContentRefused,
@@ -38,9 +38,11 @@ from services.retrieval import find_passages
 if TYPE_CHECKING:
     from rag.collection import Searchable
     from rag.context import Context, Passage
+    from services.accounting import Accounting
     from services.routing import Route, Routes
     from services.telemetry import Record, Telemetry
 
+_ACTIONS: Mapping[type, str] = {ChatRequest: "chat", CompletionRequest: "completion", SearchRequest: "search"}
 _VERDICT_TOKENS = 96
 _ONLY_PASSAGES = (
     "Your last answer said things that the passages do not say. Answer again, with what the passages say and nothing else."
@@ -66,6 +68,8 @@ class Prepared:
     path: str
     payload: dict[str, Any]
     context: Context | None
+    question: str = ""
+    """The last user message, as the guards let it through."""
     ready: dict[str, Any] | None = None
     """The answer, where the engine need not be asked."""
 
@@ -84,15 +88,26 @@ class Pipeline:
     telemetry: Telemetry
     collections: Mapping[str, Searchable] = field(default_factory=dict)
     detectors: Detectors = field(default_factory=Detectors)
+    accounting: Accounting | None = None
+    backends: Backends = field(default=cast("Backends", None))
+    """Made of the engine unless told."""
+
+    def __post_init__(self) -> None:
+        self.backends = self.backends or Backends(self.engine, self.telemetry)
 
     def route(self, request: ChatRequest | CompletionRequest | SearchRequest, caller: Caller = ANYBODY) -> Route:
         """Fix what will answer, with all its versions; raises UnknownModel, Forbidden and EngineUnavailable."""
         return self.routes.find(request.model, request.user, caller)
 
-    async def answer(self, request: ChatRequest | CompletionRequest, route: Route | None = None) -> dict[str, Any]:
-        """Return the whole answer, of the route that was fixed; raises EkibenError."""
+    async def answer(
+        self, request: ChatRequest | CompletionRequest, route: Route | None = None, blank: Record | None = None
+    ) -> dict[str, Any]:
+        """Return the whole answer, of the route that was fixed; raises EkibenError.
+
+        `blank` is filled on the way: with the headers that go with the answer, for one.
+        """
         route = route or self.route(request)
-        with self.telemetry.request(route) as record:
+        async with self._request(request, route, blank) as record:
             guard = self._guard(route, record)
             prepared = await self._prepare(request, route, guard)
             body = await self._whole(request, route, guard, prepared, record)
@@ -100,7 +115,7 @@ class Pipeline:
             return body
 
     async def stream(
-        self, request: ChatRequest | CompletionRequest, route: Route | None = None
+        self, request: ChatRequest | CompletionRequest, route: Route | None = None, blank: Record | None = None
     ) -> AsyncGenerator[dict[str, Any]]:
         """Yield the answer's events; raises EkibenError, before the first event or in mid-stream.
 
@@ -108,7 +123,7 @@ class Pipeline:
         that blocks the rest.
         """
         route = route or self.route(request)
-        with self.telemetry.request(route) as record:
+        async with self._request(request, route, blank) as record:
             guard = self._guard(route, record)
             prepared = await self._prepare(request, route, guard)
             if guard.holds_answer or prepared.ready is not None:
@@ -118,7 +133,7 @@ class Pipeline:
                 record.status = "ok"
                 return
             answer = AnswerGuard(route, guard, prepared.context, choices=request.n or 1)
-            async with aclosing(self._engine_events(prepared)) as events:
+            async with aclosing(self._engine_events(self._asked(request, route, prepared, record), prepared)) as events:
                 async for event in events:
                     record.first_token()
                     record.usage(event.get("usage"))
@@ -130,23 +145,40 @@ class Pipeline:
                         break
             record.status = "ok"
 
-    async def search(self, request: SearchRequest, route: Route) -> list[Passage]:
+    async def search(self, request: SearchRequest, route: Route, blank: Record | None = None) -> list[Passage]:
         """Return what a route's collection holds about a query, guarded like the route's answers; raises EkibenError."""
         if not route.collection:
             shown = self.routes.all.items()
             known = ", ".join(sorted(name for name, one in shown if one.collection and one.open_to(route.caller)))
             message = f"Route {route.name!r} has no documents; there is: {known or 'none that has'}."
             raise InvalidRequest(message, param="model", code="unsupported_endpoint")
-        with self.telemetry.request(route) as record, _refusals(route):
+        async with self._request(request, route, blank) as record:
             guard = self._guard(route, record)
-            query = await asyncio.to_thread(guard.check_text, request.query)
-            messages = [{"role": "user", "content": query}]
-            collection = self.collections[route.collection]
-            found = await find_passages(route, collection, self.engine, guard, messages, request.top_k)
-            with _failing_closed():
-                shown = await asyncio.to_thread(lambda: [replace(passage, text=beside(guard, passage.text)) for passage in found])
+            with _refusals(route):
+                query = await asyncio.to_thread(guard.check_text, request.query)
+                messages = [{"role": "user", "content": query}]
+                collection = self.collections[route.collection]
+                found = await find_passages(route, collection, self.engine, guard, messages, request.top_k)
+                with _failing_closed():
+                    shown = await asyncio.to_thread(lambda: [replace(one, text=beside(guard, one.text)) for one in found])
             record.status = "ok"
             return shown
+
+    @asynccontextmanager
+    async def _request(
+        self, request: ChatRequest | CompletionRequest | SearchRequest, route: Route, blank: Record | None
+    ) -> AsyncGenerator[Record]:
+        """Record a request, and hold what it takes of its caller; raises EkibenError."""
+        with self.telemetry.request(route, _ACTIONS[type(request)], blank) as record:
+            if self.accounting is None:
+                yield record
+                return
+            tokens, answer_tokens = estimated(request, route)
+            async with self.accounting.request(route, record, tokens=tokens, answer_tokens=answer_tokens):
+                yield record
+
+    def _asked(self, request: ChatRequest | CompletionRequest, route: Route, prepared: Prepared, record: Record) -> Asked:
+        return self.backends.asked(route, record, question=prepared.question, user=request.user)
 
     def _guard(self, route: Route, record: Record) -> Guard:
         record.guard = Guard(route.policy, self.detectors, record.findings, system_prompt=route.prompt.system)
@@ -157,8 +189,9 @@ class Pipeline:
     ) -> dict[str, Any]:
         """Return the engine's answer as the caller may see it, asked for once more where a check wants that."""
         for last in (False, True):
-            body = prepared.ready or await self.engine.complete(prepared.path, prepared.payload)
-            record.usage(body.get("usage"))
+            engine = self._asked(request, route, prepared, record)
+            body = prepared.ready or await engine.complete(prepared.path, prepared.payload)
+            record.usage(body.get("usage"), more=last)
             answer = AnswerGuard(route, guard, prepared.context, choices=request.n or 1)
             try:
                 with _failing_closed():
@@ -184,11 +217,11 @@ class Pipeline:
             )
             guard.verdict(stage, check, answer)
 
-    async def _engine_events(self, prepared: Prepared) -> AsyncGenerator[dict[str, Any]]:
+    async def _engine_events(self, engine: Engine, prepared: Prepared) -> AsyncGenerator[dict[str, Any]]:
         # Usage is always asked for: telemetry counts tokens that the caller may not want to see.
         options = {**prepared.payload.get("stream_options", {}), "include_usage": True}
         payload = {**prepared.payload, "stream": True, "stream_options": options}
-        async with aclosing(self.engine.stream(prepared.path, payload)) as events:
+        async with aclosing(engine.stream(prepared.path, payload)) as events:
             async for event in events:
                 yield event
 
@@ -213,10 +246,10 @@ class Pipeline:
             collection = self.collections[route.collection]
             context = collection.fit(await find_passages(route, collection, self.engine, guard, messages), question)
             if not context.passages:
-                return Prepared("/v1/chat/completions", payload, context, nothing_found(route, question, request.n or 1))
+                return Prepared("/v1/chat/completions", payload, context, question, nothing_found(route, question, payload))
         passages = context.text if context else ""
         payload["messages"] = marked(route.prompt.render(messages, question=question, passages=passages), guard.canary)
-        return Prepared("/v1/chat/completions", payload, context)
+        return Prepared("/v1/chat/completions", payload, context, question)
 
     async def _prepare_completion(self, request: CompletionRequest, route: Route, guard: Guard) -> Prepared:
         if route.collection:
@@ -235,15 +268,29 @@ class Pipeline:
         return Prepared("/v1/completions", payload, None)
 
 
-def nothing_found(route: Route, question: str, choices: int) -> dict[str, Any]:
+def nothing_found(route: Route, question: str, payload: Mapping[str, Any]) -> dict[str, Any]:
     """Return the whole answer where no passage was found: in the question's language, by no model."""
     text = route.nothing_found.zh if language_of(question) == "zh" else route.nothing_found.en
-    message = {"role": "assistant", "content": text}
-    return {
-        "id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion", "created": int(time.time()), "model": route.name,
-        "choices": [{"index": index, "message": message, "finish_reason": "stop"} for index in range(choices)],
-        "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
-    }  # fmt: skip
+    return spoken(route.name, text, payload)
+
+
+def estimated(request: ChatRequest | CompletionRequest | SearchRequest, route: Route) -> tuple[int, int]:
+    """Return about how many tokens a request has, and how many its answer may have; a search has none of either."""
+    if isinstance(request, SearchRequest):
+        return 0, 0
+    if isinstance(request, ChatRequest):
+        characters = sum(len(plain_text(message.model_dump())) for message in request.messages)
+    else:
+        prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
+        characters = sum(len(prompt) if isinstance(prompt, str) else CHARACTERS_PER_TOKEN for prompt in prompts)
+    longest = capped(request.payload(route.parameters), route)
+    return math.ceil(characters / CHARACTERS_PER_TOKEN), (longest or ANSWER_TOKENS) * (request.n or 1)
+
+
+def capped(payload: Mapping[str, Any], route: Route) -> int | None:
+    """Return the longest answer that a request may get, in tokens; None is as the engine has it."""
+    asked = [tokens for tokens in (payload.get("max_completion_tokens"), payload.get("max_tokens"), route.max_tokens) if tokens]
+    return min(asked, default=None)
 
 
 def marked(messages: list[dict[str, Any]], canary: str) -> list[dict[str, Any]]:
@@ -294,14 +341,16 @@ def _wants_logprobs(request: ChatRequest | CompletionRequest) -> bool:
 
 def _answered_by(route: Route, request: ChatRequest | CompletionRequest) -> dict[str, Any]:
     """Return the fields that hold the engine to the route: its adapter, and where it has labels, these and nothing else."""
+    longest = capped(request.payload(route.parameters), route)
+    answered = {"model": route.engine_model, **({"max_tokens": longest} if longest and route.max_tokens else {})}
     if not route.only_labels:
-        return {"model": route.engine_model}
+        return answered
     if not route.labels:
         raise EngineUnavailable(f"Route {route.name!r} answers with labels only, and this adapter version lists none.")
     for name in ("response_format", "structured_outputs", "tools"):
         if getattr(request, name, None) is not None:
             raise InvalidRequest(f"Route {route.name!r} answers with one of its labels; leave {name} out.", param=name)
-    return {"model": route.engine_model, "structured_outputs": {"choice": list(route.labels)}}
+    return {**answered, "structured_outputs": {"choice": list(route.labels)}}
 
 
 def _wants_usage(request: ChatRequest | CompletionRequest) -> bool:

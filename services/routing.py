@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from adapters.registry import Reference
 from services.caller import ANYBODY, Caller
 from services.errors import Forbidden, UnknownModel
+from services.terms import Limits, Price
 
 if TYPE_CHECKING:
     from guards.policy import Policy
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from services.lock import Lock
     from services.parameters import SamplingParameters
     from services.slots import Served
+    from services.terms import AnswerCache, Targets
 
 
 class Adapters(Protocol):
@@ -56,6 +58,14 @@ class Route:
     only_labels: bool = False
     labels: tuple[str, ...] = field(default=())
     """The only answers there are, where the route answers with its adapter's labels."""
+    max_tokens: int | None = None
+    """The longest answer that may be asked for."""
+    stop_on_repetition: bool = False
+    targets: Targets | None = None
+    """What answers; None is the box's own engine."""
+    limits: Limits = field(default_factory=Limits)
+    price: Price = field(default_factory=Price)
+    cache: AnswerCache | None = None
     caller: Caller = ANYBODY
     """Who asked: what may be found for the answer."""
 
@@ -104,6 +114,12 @@ class Routes:
                 nothing_found=route.nothing_found,
                 parameters=route.parameters,
                 only_labels=route.only_labels,
+                max_tokens=route.max_tokens,
+                stop_on_repetition=route.stop_on_repetition,
+                targets=route.targets,
+                limits=route.limits,
+                price=route.price,
+                cache=route.cache,
             )
             for name, route in loaded.bundle.routes.items()
         }

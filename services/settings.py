@@ -38,6 +38,9 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         default=None, description="keys and spend: sqlite:///FILE or postgresql://USER@HOST/NAME (default: a file in state_dir)"
     )
+    redis_url: SecretStr | None = Field(
+        default=None, description="limits and cached answers of all replicas: redis://HOST:6379; without it each has its own"
+    )
     audit_key: SecretStr | None = Field(
         default=None,
         min_length=16,

@@ -7,7 +7,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from guards.guard import Finding, Guard
     from services.routing import Route
+    from services.terms import Price
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
@@ -40,7 +41,24 @@ class Record:
     """What is known of one request so far; telemetry writes it down when the request ends, however it ends."""
 
     route: str
-    status: str = "error"
+    id: str = ""
+    action: str = ""
+    """What was asked for: chat, completion, search."""
+    status: Literal["ok", "refused", "error", "cancelled"] = "error"
+    target: str | None = None
+    """Which of the route's targets answered."""
+    price: Price | None = None
+    """The target's own; None is the route's."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Headers that go with the answer."""
+    cached: str | None = None
+    """How the answer was found in the cache: exact or semantic."""
+    cached_tokens: int = 0
+    texts: dict[str, str] = field(default_factory=dict)
+    """Question and answer, where the audit trail keeps them."""
+    seconds: float = 0.0
+    micros: int = 0
+    """What it cost, in millionths of the bundle's currency."""
     first_token_seconds: float | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -53,11 +71,13 @@ class Record:
         if self.first_token_seconds is None:
             self.first_token_seconds = time.monotonic() - self.started
 
-    def usage(self, usage: dict[str, Any] | None) -> None:
-        """Take the engine's own count of tokens."""
+    def usage(self, usage: dict[str, Any] | None, *, more: bool = False) -> None:
+        """Take the engine's own count of tokens: of all so far, or of one `more` answer."""
         if usage:
-            self.prompt_tokens = usage.get("prompt_tokens") or 0
-            self.completion_tokens = usage.get("completion_tokens") or 0
+            prompt, cached = usage.get("prompt_tokens") or 0, (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+            counted = (prompt, usage.get("completion_tokens") or 0, min(cached, prompt))
+            before = (self.prompt_tokens, self.completion_tokens, self.cached_tokens) if more else (0, 0, 0)
+            self.prompt_tokens, self.completion_tokens, self.cached_tokens = map(sum, zip(before, counted, strict=True))
 
 
 class Telemetry:
@@ -68,6 +88,7 @@ class Telemetry:
         from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
         registry = registry or REGISTRY
+        self.written: Callable[[Route, Record], None] = lambda _route, _record: None
         self._announced: set[tuple[str, ...]] = set()
         self._requests = Counter("llm_requests_total", "Requests, by outcome", ["model", "status"], registry=registry)
         self._duration = Histogram(
@@ -110,6 +131,79 @@ class Telemetry:
             buckets=SECONDS, registry=registry,
         )  # fmt: skip
 
+        self._cost = Counter("llm_cost_total", "Cost of answers, in the bundle's currency", ["model"], registry=registry)
+        self._cache = Counter(
+            "llm_cache_requests_total", "Look-ups of answers: exact, semantic, miss", ["model", "result"], registry=registry
+        )
+        self._limited = Counter("llm_rate_limited_total", "Requests over a limit", ["subject", "limit"], registry=registry)
+        self._overspent = Counter("llm_budget_refusals_total", "Requests over a budget", ["subject"], registry=registry)
+        self._alerts = Counter(
+            "llm_budget_alerts_total", "Alerts that a budget runs out, or has", ["subject", "level"], registry=registry
+        )
+        self._attempts = Counter(
+            "llm_target_attempts_total",
+            "Attempts on what answers a route, by what became of them",
+            ["target", "reason"],
+            registry=registry,
+        )
+        self._circuit = Gauge(
+            "llm_target_circuit_open",
+            "1 while a target is left alone",
+            ["target"],
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self._early = Counter("llm_stream_early_stops_total", "Answers ended before their end", ["reason"], registry=registry)
+        self._shed = Counter("llm_queue_shed_total", "Requests that found no place at the engine", ["reason"], registry=registry)
+        self._queued = Histogram(
+            "llm_queue_wait_seconds", "Time that requests waited for the engine", buckets=SECONDS, registry=registry
+        )
+        self._degraded = Gauge(
+            "llm_degraded", "1 while a store cannot be reached: limits, cache, ledger, audit", ["store"],
+            multiprocess_mode="livemax", registry=registry,
+        )  # fmt: skip
+
+    def attempt(self, target: str, reason: str) -> None:
+        """Note what became of one attempt on a target."""
+        self._attempts.labels(target, reason).inc()
+
+    def circuit(self, target: str, adapter: str | None, state: str) -> None:
+        """Note a breaker's change: `state` is closed, open or half_open."""
+        self._circuit.labels(target).set(state == "open")
+        log.warning("circuit", target=target, adapter=adapter, state=state)
+
+    def stopped_early(self, reason: str) -> None:
+        """Note an answer that was ended before its end: repetition."""
+        self._early.labels(reason).inc()
+
+    def waited(self, seconds: float) -> None:
+        """Note how long a request waited for the engine."""
+        self._queued.observe(seconds)
+
+    def shed(self, reason: str) -> None:
+        """Note a request that found no place: `reason` is full or deadline."""
+        self._shed.labels(reason).inc()
+
+    def limited(self, subject: str, limit: str) -> None:
+        """Note a request over a limit of a key, tenant or route."""
+        self._limited.labels(subject, limit).inc()
+
+    def overspent(self, subject: str) -> None:
+        """Note a request over a budget of a key or tenant."""
+        self._overspent.labels(subject).inc()
+
+    def alert(self, subject: str, level: str) -> None:
+        """Note an alert about a budget: `level` is soft or hard."""
+        self._alerts.labels(subject, level).inc()
+
+    def looked_up(self, model: str, result: str) -> None:
+        """Note a look-up in the cache of answers: exact, semantic or miss."""
+        self._cache.labels(model, result).inc()
+
+    def degraded(self, store: str, *, away: bool) -> None:
+        """Note that a store is away, or back."""
+        self._degraded.labels(store).set(away)
+
     def routes(self, routes: list[Route], tags: Callable[[Mapping[str, float]], list[str]]) -> None:
         """Announce the routes; `tags` names the adapter versions of each, none for the base model's."""
         now = {
@@ -139,9 +233,10 @@ class Telemetry:
         self._evicted.labels(adapter).inc()
 
     @contextmanager
-    def request(self, route: Route) -> Generator[Record]:
-        """Record one request, always: also when it fails or its caller leaves."""
-        record = Record(route.name)
+    def request(self, route: Route, action: str = "", blank: Record | None = None) -> Generator[Record]:
+        """Record one request, always: also when it fails or its caller leaves; `written` is told of it at its end."""
+        record = blank or Record(route.name)
+        record.action = action
         self._active.labels(route.name).inc()
         try:
             yield record
@@ -152,7 +247,7 @@ class Telemetry:
             record.status = "error" if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR else "refused"
             raise
         finally:
-            seconds = time.monotonic() - record.started
+            record.seconds = seconds = time.monotonic() - record.started
             self._active.labels(route.name).dec()
             self._requests.labels(route.name, record.status).inc()
             self._duration.labels(route.name).observe(seconds)
@@ -160,6 +255,7 @@ class Telemetry:
                 self._first_token.labels(route.name).observe(record.first_token_seconds)
             self._generated.labels(route.name).inc(record.completion_tokens)
             self._prompt.labels(route.name).inc(record.prompt_tokens)
+            self._cost.labels(route.name).inc(record.micros / 1_000_000)
             if record.guard is not None:
                 self._guarding.labels(route.name).observe(record.guard.seconds)
             for finding in record.findings:
@@ -176,6 +272,7 @@ class Telemetry:
                 completion_tokens=record.completion_tokens,
                 findings=[finding.as_dict() for finding in record.findings],
             )
+            self.written(route, record)
 
 
 def merge_metrics(ours: str, theirs: str) -> str:

@@ -69,6 +69,9 @@ class AnswerCache(Strict):
     """Answers given again for the same question of the same tenant, as long as nothing that made them has changed."""
 
     semantic: bool = Field(default=False, description="also for a question of the same meaning")
+    max_wrong: float = Field(
+        default=0.01, gt=0, lt=1, description="semantic: the bound to the share of look-ups that are answered wrongly"
+    )
     ttl_seconds: int = Field(default=3600, ge=1)
     max_temperature: float = Field(
         default=0, ge=0, le=2, description="requests above are not answered from the cache; neither are calls of tools"

@@ -1,0 +1,165 @@
+"""What a request takes of its caller: held before it is answered, settled and written down however it ends.
+
+Limits first, which cost nothing; then what is still in the budgets. Tokens and cost are estimated at the start and settled by the
+engine's own count. The line of the audit trail is written before the last byte of an answer leaves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from accounts import budgets, prices
+from accounts.audit import AuditFailed, AuditLog, Entry
+from accounts.budgets import Budget
+from accounts.database import DatabaseUnavailable
+from accounts.ledger import Ledger, Spend
+from accounts.prices import Price
+from accounts.rates import RateExceeded, Rates
+from accounts.windows import Limits, Subject
+from services import terms
+from services.errors import AuditUnavailable, BudgetExceeded, BudgetUnavailable, RateLimited
+from services.telemetry import log
+
+if TYPE_CHECKING:
+    from services.caller import Caller
+    from services.routing import Route
+    from services.telemetry import Record, Telemetry
+
+OTHERS = "*"
+"""The terms of tenants that the bundle does not name."""
+
+
+@dataclass
+class Accounting:
+    """The limits, budgets and the trail of a box; what is None is not kept."""
+
+    telemetry: Telemetry
+    rates: Rates
+    ledger: Ledger | None = None
+    audit: AuditLog | None = None
+    tenants: Mapping[str, terms.Tenant] = field(default_factory=dict)
+    soft: float = 0.8
+    """Share of a budget at which somebody is told."""
+    texts: str = "none"
+    """Which texts the trail has: none, masked, encrypted."""
+
+    @asynccontextmanager
+    async def request(self, route: Route, record: Record, *, tokens: int, answer_tokens: int) -> AsyncGenerator[None]:
+        """Hold a request of so many tokens of prompt and of answer, by estimate; raises EkibenError.
+
+        What it took is settled by the record when the block is left.
+        """
+        self._check_audit()
+        try:
+            async with self.rates.hold(self._subjects(route), tokens=tokens + answer_tokens) as hold:
+                record.headers |= hold.headers()
+                try:
+                    async with self._reserved(route, record, tokens, answer_tokens):
+                        yield
+                finally:
+                    hold.settle(record.prompt_tokens + record.completion_tokens)
+        except RateExceeded as error:
+            self.telemetry.limited(error.subject_kind, error.limit)
+            raise RateLimited(str(error), retry_after=error.retry_after_seconds, limits=error.headers()) from error
+
+    def _check_audit(self) -> None:
+        if self.audit is None:
+            return
+        try:
+            self.audit.check()
+        except AuditFailed as error:
+            raise AuditUnavailable("The audit trail cannot be written now, so nothing is answered; try again later.") from error
+        self.telemetry.degraded("audit", away=False)
+
+    @asynccontextmanager
+    async def _reserved(self, route: Route, record: Record, tokens: int, answer_tokens: int) -> AsyncGenerator[None]:
+        if self.ledger is None:
+            try:
+                yield
+            finally:
+                record.micros = _price(route, record).micros(record.prompt_tokens, record.completion_tokens, record.cached_tokens)
+            return
+        spends = self._budgets(route.caller)
+        try:
+            reservation = await self.ledger.reserve(spends, _price(route, record).micros(tokens, answer_tokens))
+        except budgets.BudgetExceeded as error:
+            self.telemetry.overspent(error.subject.kind)
+            resets = datetime.fromtimestamp(error.resets_at, UTC)
+            message = f"The budget of this {error.subject.kind} is spent; it begins anew at {resets:%Y-%m-%dT%H:%MZ}."
+            raise BudgetExceeded(message, retry_after=max(1, round(error.resets_at - time.time()))) from error
+        except DatabaseUnavailable as error:
+            raise BudgetUnavailable("What was spent is not known now, so nothing is answered; try again later.") from error
+        with reservation:
+            try:
+                yield
+            finally:
+                record.micros = _price(route, record).micros(record.prompt_tokens, record.completion_tokens, record.cached_tokens)
+                reservation.settle(
+                    Spend(
+                        tenant=route.caller.tenant, key=route.caller.key.id if route.caller.key else "", route=route.name,
+                        prompt_tokens=record.prompt_tokens, cached_tokens=record.cached_tokens,
+                        completion_tokens=record.completion_tokens, micros=record.micros,
+                    )
+                )  # fmt: skip
+
+    def write(self, route: Route, record: Record) -> None:
+        """Write the line of a request that has ended; what cannot be written now is kept, and nothing more is let in."""
+        if self.audit is None:
+            return
+        shown = {"target": record.target, "cached": record.cached, **self._kept(record)}
+        entry = Entry(
+            id=record.id, action=record.action, tenant=route.caller.tenant, key=route.caller.key.id if route.caller.key else "",
+            route=route.name, versions=route.versions(), outcome=record.status,
+            verdicts=[finding.as_dict() for finding in record.findings], prompt_tokens=record.prompt_tokens,
+            cached_tokens=record.cached_tokens, completion_tokens=record.completion_tokens, micros=record.micros,
+            seconds=record.seconds, first_token_seconds=record.first_token_seconds,
+            more={name: value for name, value in shown.items() if value is not None},
+        )  # fmt: skip
+        try:
+            self.audit.append(entry, record.texts if self.texts == "encrypted" and record.texts else None)
+        except AuditFailed as error:
+            self.telemetry.degraded("audit", away=True)
+            log.error("audit", message=str(error))
+
+    def _kept(self, record: Record) -> dict[str, Any]:
+        return dict(record.texts) if self.texts == "masked" else {}
+
+    def _subjects(self, route: Route) -> list[Subject]:
+        caller = route.caller
+        subjects = [Subject("route", route.name, _limits(route.limits))]
+        if (tenant := self._tenant(caller)) is not None:
+            subjects.append(Subject("tenant", caller.tenant, _limits(tenant.limits)))
+        if caller.key is not None:
+            key = caller.key
+            subjects.append(Subject("key", key.id, Limits(key.requests_per_minute, key.tokens_per_minute, key.concurrency)))
+        return [subject for subject in subjects if subject.limits != Limits()]
+
+    def _budgets(self, caller: Caller) -> dict[budgets.Subject, Budget]:
+        found: dict[budgets.Subject, Budget] = {}
+        if (tenant := self._tenant(caller)) is not None:
+            found[budgets.Subject("tenant", caller.tenant)] = self._budget(tenant.budget.day, tenant.budget.month)
+        if caller.key is not None:
+            found[budgets.Subject("key", caller.key.id)] = self._budget(caller.key.budget_day, caller.key.budget_month)
+        return {subject: budget for subject, budget in found.items() if (budget.day, budget.month) != (None, None)}
+
+    def _budget(self, day: Any, month: Any) -> Budget:
+        limits = (None if amount is None else prices.micros_of(Decimal(str(amount))) for amount in (day, month))
+        return Budget(*limits, soft=self.soft)
+
+    def _tenant(self, caller: Caller) -> terms.Tenant | None:
+        return self.tenants.get(caller.tenant, self.tenants.get(OTHERS))
+
+
+def _limits(told: terms.Limits) -> Limits:
+    return Limits(told.requests_per_minute, told.tokens_per_minute, told.concurrency)
+
+
+def _price(route: Route, record: Record) -> Price:
+    told = record.price or route.price
+    return Price(told.prompt, told.completion, told.cached)

@@ -1,0 +1,180 @@
+"""The parts of a box that cost, limit, remember and write down, as its bundle and settings want them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+import aiohttp
+from cache.answers import Answers
+from cache.calibration import load_calibration
+from cache.redis_store import RedisStore
+from cache.semantic import Matcher
+from cache.store import MemoryStore
+
+from accounts.admission import Admission
+from accounts.audit import AuditLog
+from accounts.budgets import Alert
+from accounts.chain import derived
+from accounts.database import Database
+from accounts.ledger import Ledger
+from accounts.prices import shown
+from accounts.rates import open_rates
+from services.accounting import Accounting
+from services.backends import Backends
+from services.caching import FACTS
+from services.engine_client import EngineClient
+from services.settings import Settings, environment
+from services.telemetry import Telemetry, log
+from services.terms import Price
+
+if TYPE_CHECKING:
+    from services.bundle import Bundle, Route
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+WEBHOOK_SECONDS = 5
+
+
+class MissingVariable(RuntimeError):
+    """The bundle names a variable of the environment that is not set."""
+
+
+def filled(text: str) -> str:
+    """Return a text of the bundle with its ${VARIABLE}s from the environment; raises MissingVariable."""
+
+    def value(found: re.Match[str]) -> str:
+        told = environment(found[1])
+        if told is None:
+            raise MissingVariable(f"bundle.yaml asks for the variable {found[1]}, which is not set")
+        return told
+
+    return _VARIABLE.sub(value, text)
+
+
+@asynccontextmanager
+async def open_accounting(
+    bundle: Bundle, settings: Settings, telemetry: Telemetry, database: Database
+) -> AsyncGenerator[Accounting]:
+    """Yield the limits, budgets and the trail of a box; raises AuditFailed and ValueError."""
+    redis = settings.redis_url.get_secret_value() if settings.redis_url else None
+    async with AsyncExitStack() as stack:
+        rates = await stack.enter_async_context(
+            open_rates(redis, on_change=lambda shared: telemetry.degraded("limits", away=not shared))
+        )
+        accounting = Accounting(telemetry, rates, tenants=bundle.tenants, soft=bundle.alerts.share, texts=bundle.audit.texts)
+        if has_costs(bundle):
+            sender = await stack.enter_async_context(_alerting(bundle, telemetry))
+            accounting.ledger = await stack.enter_async_context(
+                Ledger(database.engine, sender, lambda message: log.error("spend", message=message)).running()
+            )
+        if bundle.audit.enabled:
+            key, text_key = (
+                secret.get_secret_value() if secret else None for secret in (settings.audit_key, settings.audit_text_key)
+            )
+            accounting.audit = stack.enter_context(
+                AuditLog(
+                    settings.audit(bundle.name),
+                    derived(key, "chain") if key else None,
+                    derived(text_key, "texts") if text_key else None,
+                )
+            )
+        telemetry.written = accounting.write
+        yield accounting
+
+
+def has_costs(bundle: Bundle) -> bool:
+    """Whether anything of a bundle costs, or may have a budget: then spend is written to the database."""
+    priced = any(
+        price not in {None, Price()}
+        for route in bundle.routes.values()
+        for price in (route.price, *(target.price for target in (route.targets.of if route.targets else ())))
+    )
+    return priced or bool(bundle.tenants) or bundle.callers.anonymous is not True
+
+
+@asynccontextmanager
+async def _alerting(bundle: Bundle, telemetry: Telemetry) -> AsyncGenerator[Callable[[Alert], None]]:
+    """Yield what tells of budgets that run out: a metric, a line of the log, and a POST where the bundle has a webhook."""
+    url = filled(bundle.alerts.webhook) if bundle.alerts.webhook else None
+    sending: set[asyncio.Task[None]] = set()
+
+    async def send(session: aiohttp.ClientSession, told: dict[str, str]) -> None:
+        try:
+            async with session.post(url or "", json=told) as answer:
+                answer.raise_for_status()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            log.error("webhook", kind=type(error).__name__)  # never its URL, which may hold a secret
+
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=WEBHOOK_SECONDS)) as session:
+
+        def tell(alert: Alert) -> None:
+            told = {
+                "subject": alert.subject.kind, "name": alert.subject.name, "period": alert.period, "level": alert.level,
+                "limit": shown(alert.limit), "spent": shown(alert.spent), "currency": bundle.currency,
+            }  # fmt: skip
+            telemetry.alert(alert.subject.kind, alert.level)
+            log.warning("budget", **told)
+            if url is not None:
+                task = asyncio.ensure_future(send(session, told))
+                sending.add(task)
+                task.add_done_callback(sending.discard)
+
+        yield tell
+        await asyncio.gather(*sending)
+
+
+@asynccontextmanager
+async def open_backends(bundle: Bundle, engine: EngineClient, telemetry: Telemetry) -> AsyncGenerator[Backends]:
+    """Yield what answers the routes; raises MissingVariable."""
+    queue = bundle.queue
+    admission = Admission(
+        queue.capacity or bundle.engine.max_num_seqs, queue.length, queue.deadline_seconds,
+        {name: tenant.weight for name, tenant in bundle.tenants.items()},
+    )  # fmt: skip
+    hardness = None
+    if any(route.targets and route.targets.strategy == "complexity" for route in bundle.routes.values()):
+        from targets.complexity import load_estimator
+
+        hardness = load_estimator().score
+    async with AsyncExitStack() as stack:
+        upstreams: dict[str, EngineClient] = {}
+        for name, told in bundle.upstreams.items():
+            client = EngineClient(told.url, key=filled(told.key) if told.key else None, health=told.health)
+            upstreams[name] = await stack.enter_async_context(client)
+        backends = Backends(engine, telemetry, upstreams, admission, hardness)
+        await stack.enter_async_context(backends.watched())
+        yield backends
+
+
+def open_answers(
+    route: Route,
+    name: str,
+    bundle: Bundle,
+    settings: Settings,
+    telemetry: Telemetry,
+    embed: Callable[[str], Awaitable[Sequence[float]]],
+) -> Answers | None:
+    """Return a route's cache, None where it has none."""
+    told = route.cache
+    if told is None:
+        return None
+    if settings.redis_url:
+        store = RedisStore(
+            settings.redis_url.get_secret_value(),
+            ttl=told.ttl_seconds,
+            failed=lambda _operation, _error: telemetry.degraded("cache", away=True),
+        )
+    else:
+        store = MemoryStore(told.ttl_seconds, bundle.cache.max_entries, bundle.cache.max_bytes)
+    matcher = Matcher(load_calibration(embedder=bundle.embedder.name), FACTS, told.max_wrong) if told.semantic else None
+
+    async def vector(text: str) -> Sequence[float] | None:
+        try:
+            return await embed(text)
+        except Exception:  # noqa: BLE001  without its vector a question is found by its words
+            return None
+
+    return Answers(store, matcher, vector if matcher else None, heard=lambda outcome: telemetry.looked_up(name, outcome))
