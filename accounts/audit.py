@@ -115,6 +115,7 @@ class AuditLog:
         self._retired: list[int] = []
         self._waiting: deque[dict[str, Any]] = deque()
         self._lost = 0
+        self._synchronises = sync_seconds is not None
         self._failure: str | None = None
         self._tried = 0.0
         self._closed = threading.Event()
@@ -260,6 +261,8 @@ class AuditLog:
             raise
         if before[0] is not None:
             self._retired.append(before[0])
+            if not self._synchronises:
+                os.close(self._retired.pop())
         self._number, self._day = number, _now()[:10]
         _sync_folder(self._folder)
 

@@ -52,7 +52,8 @@ def test_check_fails_with_file_line_and_remedy(ekiben, tmp_path):
         ("adapter", "load"), ("adapter", "unload"), ("adapter", "promote"), ("adapter", "rollback"), ("adapter", "remove"),
         ("rag", "ingest"), ("rag", "search"), ("rag", "eval"),
         ("rag", "versions"), ("rag", "switch"), ("rag", "remove"), ("rag", "move"),
-        ("guard", "scan"), ("guard", "eval"), ("prompt", "list"), ("bento", "version"), ("bento", "build"),
+        ("guard", "scan"), ("guard", "eval"), ("prompt", "list"), ("usage",),
+        ("audit", "verify"), ("audit", "tail"), ("audit", "export"), ("audit", "prune"), ("bento", "version"), ("bento", "build"),
     ],
 )  # fmt: skip
 def test_every_command_has_help(ekiben, command):
