@@ -138,6 +138,8 @@ class Ledger:
                 await task
             self._down_until = 0.0
             await self._trying(self._drain)
+            if self._asking is not None:  # its connection is to be given back before the database is closed
+                await asyncio.wait({self._asking}, timeout=self._timeout)
 
     async def reserve(self, budgets: Mapping[Subject, Budget], micros: int) -> Reservation:
         """Set an estimated cost aside, of all budgets or none.

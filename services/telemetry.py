@@ -110,6 +110,14 @@ class Telemetry:
             buckets=SECONDS, registry=registry,
         )  # fmt: skip
 
+        self._budget_alerts = Counter(
+            "llm_budget_alerts_total", "Budgets at their soft share, and spent", ["kind", "level"], registry=registry
+        )
+
+    def budget_alert(self, kind: str, level: str) -> None:
+        """Note an alert: of a key or a tenant, soft or hard."""
+        self._budget_alerts.labels(kind, level).inc()
+
     def routes(self, routes: list[Route], tags: Callable[[Mapping[str, float]], list[str]]) -> None:
         """Announce the routes; `tags` names the adapter versions of each, none for the base model's."""
         now = {
