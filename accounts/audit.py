@@ -1,7 +1,7 @@
 """The audit trail: one line a request, appended by one process to a chain of its own, before the answer's last byte leaves.
 
 A line is handed to the operating system when `append` returns: it survives the end of the process, kill -9 too. It is on the
-disk within `sync_seconds`: that much may be missing after the machine lost its power. A line costs about 30 microseconds.
+disk within `sync_seconds`: that much may be missing after the machine lost its power. A line costs about 40 microseconds.
 """
 
 from __future__ import annotations
@@ -115,6 +115,7 @@ class AuditLog:
         self._retired: list[int] = []
         self._waiting: deque[dict[str, Any]] = deque()
         self._lost = 0
+        self._synchronises = sync_seconds is not None
         self._failure: str | None = None
         self._tried = 0.0
         self._closed = threading.Event()
@@ -260,6 +261,8 @@ class AuditLog:
             raise
         if before[0] is not None:
             self._retired.append(before[0])
+            if not self._synchronises:
+                os.close(self._retired.pop())
         self._number, self._day = number, _now()[:10]
         _sync_folder(self._folder)
 

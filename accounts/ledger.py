@@ -17,6 +17,7 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Self, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -33,6 +34,7 @@ RETRY_SECONDS = 1.0
 IDLE_SECONDS = 600.0
 MAX_ROWS = 10_000
 _T = TypeVar("_T")
+_AWAY = "the database of spend does not answer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +109,7 @@ class Ledger:
         timeout_seconds: float = TIMEOUT_SECONDS,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`database` raises DatabaseUnavailable while there is none; the callbacks return at once."""
+        """`database` raises DatabaseUnavailable while there is none. The callbacks return at once; a trouble is told once."""
         self._database, self._on_alert, self._on_trouble, self._clock = database, on_alert, on_trouble, clock
         self._flush_seconds, self._refresh_seconds = flush_seconds, refresh_seconds
         self._stale_seconds, self._timeout = stale_seconds, timeout_seconds
@@ -120,6 +122,7 @@ class Ledger:
         self._asking: asyncio.Future[Any] | None = None
         self._down_until = 0.0
         self._refreshed = self._swept = 0.0
+        self._trouble = ""
         self.lost = 0
         """Requests whose spend found no room while the database was away."""
 
@@ -134,7 +137,9 @@ class Ledger:
             with suppress(asyncio.CancelledError):
                 await task
             self._down_until = 0.0
-            await self._trying(self.flush)
+            await self._trying(self._drain)
+            if self._asking is not None:  # its connection is to be given back before the database is closed
+                await asyncio.wait({self._asking}, timeout=self._timeout)
 
     async def reserve(self, budgets: Mapping[Subject, Budget], micros: int) -> Reservation:
         """Set an estimated cost aside, of all budgets or none.
@@ -167,9 +172,8 @@ class Ledger:
         account = Account(day, _fit(spend.tenant, 128), _fit(spend.key, 16), _fit(spend.route, 128))
         if account not in self._open and len(self._open) >= MAX_ROWS:
             self.lost += 1
-            self._on_trouble(
-                f"the database was away for so long that the spend of {self.lost} requests is in the audit trail only"
-            )
+            if self.lost == 1:
+                self._on_trouble("the database is away for so long that spend finds no room; it is in the audit trail only")
             return
         sums = self._open.setdefault(account, Sums())
         sums.requests += 1
@@ -193,7 +197,8 @@ class Ledger:
         for subject, budget in budgets.items():
             for period, limit in budget.limits(now):
                 used = self._views[subject].spent(period)
-                for level, bound in (("soft", limit * budget.soft), ("hard", limit)):
+                levels: tuple[tuple[Level, float], ...] = (("soft", limit * budget.soft), ("hard", limit))
+                for level, bound in levels:
                     if used >= bound and (subject, period, level) not in self._told:
                         self._told.add((subject, period, level))
                         self._alerts.append(Alert(subject, period, level, limit, used))
@@ -216,6 +221,10 @@ class Ledger:
                         view.written[period] = view.written.get(period, 0) + sums.micros
                         if not view.own[period]:
                             del view.own[period]
+
+    async def _drain(self) -> None:
+        while self._sending is not None or self._open:  # a batch that was under way, and what came after it
+            await self.flush()
 
     async def _know(self, subjects: Iterable[Subject]) -> None:
         if not any(self._unknown(subject) for subject in subjects):
@@ -240,27 +249,29 @@ class Ledger:
 
     async def _ask(self, what: Callable[[AsyncEngine], Awaitable[_T]]) -> _T:
         """Ask the database, for so long; called under the lock. Who fails spares the next ones the waiting, for a second."""
+        if time.monotonic() < self._down_until:
+            raise DatabaseUnavailable(_AWAY)
+        try:
+            return await self._answer(what)
+        except DatabaseUnavailable:
+            self._down_until = time.monotonic() + RETRY_SECONDS
+            raise
 
+    async def _answer(self, what: Callable[[AsyncEngine], Awaitable[_T]]) -> _T:
         async def ask() -> _T:
             return await what(await self._database())
 
-        try:
-            if time.monotonic() < self._down_until:
-                raise DatabaseUnavailable("the database of spend was away a moment ago")
-            if self._asking is not None:
-                # Its caller has left, or did not wait any longer. It is not cancelled: drivers may hang on that.
-                await asyncio.wait({self._asking}, timeout=self._timeout)
-                if not self._asking.done():
-                    raise DatabaseUnavailable("the database of spend does not answer")
-            task = self._asking = asyncio.ensure_future(ask())
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
-            await asyncio.wait({task}, timeout=self._timeout)
-            if not task.done():
-                raise DatabaseUnavailable("the database of spend does not answer")
-            return task.result()
-        except DatabaseUnavailable:
-            self._down_until = max(self._down_until, time.monotonic() + RETRY_SECONDS)
-            raise
+        if self._asking is not None:
+            # Its caller has left, or did not wait any longer. It is not cancelled: drivers may hang on that.
+            await asyncio.wait({self._asking}, timeout=self._timeout)
+            if not self._asking.done():
+                raise DatabaseUnavailable(_AWAY)
+        task = self._asking = asyncio.ensure_future(ask())
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.wait({task}, timeout=self._timeout)
+        if not task.done():
+            raise DatabaseUnavailable(_AWAY)
+        return task.result()
 
     async def _run(self) -> None:
         while True:
@@ -283,7 +294,7 @@ class Ledger:
         while self._alerts:
             alert = self._alerts[0]
             async with self._lock:
-                ours = await self._ask(lambda engine: claim(engine, alert))
+                ours = await self._ask(partial(claim, alert=alert))
             self._alerts.pop(0)
             if ours:
                 self._on_alert(alert)
@@ -296,9 +307,14 @@ class Ledger:
         try:
             await work()
         except DatabaseUnavailable as error:
-            self._on_trouble(str(error))
+            trouble = str(error)
         except Exception as error:  # noqa: BLE001  a callback's fault must not end the writing
-            self._on_trouble(f"{type(error).__name__}: {error}")
+            trouble = f"{type(error).__name__}: {error}"
+        else:
+            trouble = ""
+        if trouble and trouble != self._trouble:
+            self._on_trouble(trouble)
+        self._trouble = trouble
 
 
 def _subjects(account: Account) -> list[Subject]:

@@ -59,6 +59,8 @@ def read(folder: Path, wanted: Filter) -> Iterator[Line]:
 def last(folder: Path, count: int, wanted: Filter) -> list[Line]:
     """Return the last requests, by time."""
     found: list[Line] = []
+    if count < 1:
+        return found
     for path in sorted((one.path for one in chain_files(folder)), key=lambda path: path.stat().st_mtime, reverse=True):
         changed = datetime.fromtimestamp(path.stat().st_mtime + 1, UTC).isoformat()
         if len(found) >= count and min(line["at"] for line in found) > changed:

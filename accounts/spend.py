@@ -18,6 +18,7 @@ GROUPS: tuple[str, ...] = get_args(By)
 MEASURES = ("requests", "prompt_tokens", "cached_tokens", "completion_tokens", "micros")
 KEPT_SECONDS = 86_400.0
 _ROWS_A_STATEMENT = 100
+_NOTHING: tuple[int, int] = (0, 0)
 
 spend = sa.Table(
     "spend",
@@ -90,7 +91,7 @@ async def forget_batches(engine: AsyncEngine, now: float) -> None:
 
 async def spent(engine: AsyncEngine, subjects: Iterable[Subject], day: str) -> dict[Subject, tuple[int, int]]:
     """Return what each has spent on a day and in its month, in micros; raises DatabaseUnavailable."""
-    month, found = day[:7], dict.fromkeys(subjects, (0, 0))
+    month, found = day[:7], dict.fromkeys(subjects, _NOTHING)
     async with reached(engine, begin=False) as connection:
         for kind in ("key", "tenant"):
             names = [subject.name for subject in found if subject.kind == kind]
@@ -145,8 +146,9 @@ def _within(month: str) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]
 
 async def _new(connection: AsyncConnection, table: sa.Table, row: Mapping[str, Any]) -> bool:
     """Insert a row unless it is there; say whether it was not."""
-    done = await connection.execute(_insert(connection, table).values(**row).on_conflict_do_nothing())
-    return done.rowcount == 1
+    # Not by rowcount, which psycopg's INSERT does not always have.
+    inserted = _insert(connection, table).values(**row).on_conflict_do_nothing().returning(sa.literal(1))
+    return (await connection.execute(inserted)).first() is not None
 
 
 def _insert(connection: AsyncConnection, table: sa.Table) -> Any:

@@ -190,7 +190,7 @@ class _Walk:
         if missing:
             told = f"line {missing[0]}" if len(missing) == 1 else f"{len(missing)} lines, {missing[0]} to {missing[-1]}"
             self._tell("removed", path, line.number, f"before this line, {told} of the chain was removed")
-        if gap == 0 and line.prev != self._last.hash:
+        if gap == 0 and self._last.hash and line.prev != self._last.hash:
             before = self._where if self._where[1] else (path.name, line.number)
             self._tell("altered", path.with_name(before[0]), before[1], "written anew: the line behind it knows another seal")
         self._last, self._where = line.point, (path.name, line.number)

@@ -12,12 +12,15 @@ EkibenError
 ├── KeyRefused              409  an API key that has ended
 ├── BodyTooLarge            413
 ├── RateLimited             429  a limit of the caller's key, tenant or route
+├── BudgetExceeded          429  of a key or a tenant, for a day or a month
 ├── EngineRefused           4xx  the engine's own verdict on the request
 └── Unavailable             503
     ├── EngineUnavailable   503  not up, or lost
     ├── Overloaded          503  it has more work than it can do
     ├── GuardUnavailable    503  a detector failed: nothing passes unguarded
-    └── KeysUnavailable     503  the database of API keys is away: nobody unknown passes
+    ├── KeysUnavailable     503  the database of API keys is away: nobody unknown passes
+    ├── AuditUnavailable    503  the audit trail cannot be written: nothing is answered unrecorded
+    └── BudgetUnavailable   503  what was spent is not known now: nothing is spent
 """
 
 from __future__ import annotations
@@ -151,6 +154,22 @@ class RateLimited(EkibenError):
         return {**self._limits, **(super().headers() if self.retry_after is not None else {"x-should-retry": "false"})}
 
 
+class BudgetExceeded(EkibenError):
+    """The budget of a key or a tenant is spent until its day or month is over."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+    def headers(self) -> dict[str, str]:
+        """Return Retry-After, and what keeps OpenAI's clients from trying again at once."""
+        return {**super().headers(), "x-should-retry": "false"}
+
+
 class EngineRefused(EkibenError):
     """The engine found the request wrong; its status is passed on where it is a 4xx."""
 
@@ -203,3 +222,15 @@ class RetrievalUnavailable(Unavailable):
     """The documents could not be searched."""
 
     code = "retrieval_unavailable"
+
+
+class AuditUnavailable(Unavailable):
+    """The audit trail cannot be written."""
+
+    code = "audit_unavailable"
+
+
+class BudgetUnavailable(Unavailable):
+    """What was spent cannot be looked up."""
+
+    code = "budget_unavailable"

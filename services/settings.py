@@ -49,6 +49,7 @@ class Settings(BaseSettings):
     audit_text_key: SecretStr | None = Field(
         default=None, min_length=16, description="encrypts texts in the audit trail; without it none are kept"
     )
+    alert_webhook: SecretStr | None = Field(default=None, description="URL to which alerts of budgets are posted, as JSON")
     engine_grace_seconds: float = Field(
         default=30.0, ge=0, description="how long an engine that was up may be away before /livez fails"
     )

@@ -138,7 +138,7 @@ class Telemetry:
         self._limited = Counter("llm_rate_limited_total", "Requests over a limit", ["subject", "limit"], registry=registry)
         self._overspent = Counter("llm_budget_refusals_total", "Requests over a budget", ["subject"], registry=registry)
         self._alerts = Counter(
-            "llm_budget_alerts_total", "Alerts that a budget runs out, or has", ["subject", "level"], registry=registry
+            "llm_budget_alerts_total", "Budgets at their soft share, and spent", ["kind", "level"], registry=registry
         )
         self._attempts = Counter(
             "llm_target_attempts_total",
@@ -192,9 +192,9 @@ class Telemetry:
         """Note a request over a budget of a key or tenant."""
         self._overspent.labels(subject).inc()
 
-    def alert(self, subject: str, level: str) -> None:
-        """Note an alert about a budget: `level` is soft or hard."""
-        self._alerts.labels(subject, level).inc()
+    def budget_alert(self, kind: str, level: str) -> None:
+        """Note an alert about a budget of a key or a tenant: `level` is soft or hard."""
+        self._alerts.labels(kind, level).inc()
 
     def looked_up(self, model: str, result: str) -> None:
         """Note a look-up in the cache of answers: exact, semantic or miss."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -17,13 +16,12 @@ from cache.store import MemoryStore
 
 from accounts.admission import Admission
 from accounts.audit import AuditLog
-from accounts.budgets import Alert
 from accounts.chain import derived
 from accounts.database import Database
 from accounts.ledger import Ledger
-from accounts.prices import shown
 from accounts.rates import open_rates
 from services.accounting import Accounting
+from services.alerts import BudgetAlerts
 from services.backends import Backends
 from services.caching import FACTS
 from services.engine_client import EngineClient
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
     from services.bundle import Bundle, Route
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-WEBHOOK_SECONDS = 5
 
 
 class MissingVariable(RuntimeError):
@@ -66,10 +63,10 @@ async def open_accounting(
         )
         accounting = Accounting(telemetry, rates, tenants=bundle.tenants, soft=bundle.alerts.share, texts=bundle.audit.texts)
         if has_costs(bundle):
-            sender = await stack.enter_async_context(_alerting(bundle, telemetry))
-            accounting.ledger = await stack.enter_async_context(
-                Ledger(database.engine, sender, lambda message: log.error("spend", message=message)).running()
-            )
+            webhook = filled(bundle.alerts.webhook) if bundle.alerts.webhook else None
+            alerts = await stack.enter_async_context(aclosing(BudgetAlerts(telemetry, webhook)))
+            ledger = Ledger(database.engine, alerts, lambda message: log.error("spend", message=message))
+            accounting.ledger = await stack.enter_async_context(ledger.running())
         if bundle.audit.enabled:
             key, text_key = (
                 secret.get_secret_value() if secret else None for secret in (settings.audit_key, settings.audit_text_key)
@@ -93,37 +90,6 @@ def has_costs(bundle: Bundle) -> bool:
         for price in (route.price, *(target.price for target in (route.targets.of if route.targets else ())))
     )
     return priced or bool(bundle.tenants) or bundle.callers.anonymous is not True
-
-
-@asynccontextmanager
-async def _alerting(bundle: Bundle, telemetry: Telemetry) -> AsyncGenerator[Callable[[Alert], None]]:
-    """Yield what tells of budgets that run out: a metric, a line of the log, and a POST where the bundle has a webhook."""
-    url = filled(bundle.alerts.webhook) if bundle.alerts.webhook else None
-    sending: set[asyncio.Task[None]] = set()
-
-    async def send(session: aiohttp.ClientSession, told: dict[str, str]) -> None:
-        try:
-            async with session.post(url or "", json=told) as answer:
-                answer.raise_for_status()
-        except (aiohttp.ClientError, TimeoutError) as error:
-            log.error("webhook", kind=type(error).__name__)  # never its URL, which may hold a secret
-
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=WEBHOOK_SECONDS)) as session:
-
-        def tell(alert: Alert) -> None:
-            told = {
-                "subject": alert.subject.kind, "name": alert.subject.name, "period": alert.period, "level": alert.level,
-                "limit": shown(alert.limit), "spent": shown(alert.spent), "currency": bundle.currency,
-            }  # fmt: skip
-            telemetry.alert(alert.subject.kind, alert.level)
-            log.warning("budget", **told)
-            if url is not None:
-                task = asyncio.ensure_future(send(session, told))
-                sending.add(task)
-                task.add_done_callback(sending.discard)
-
-        yield tell
-        await asyncio.gather(*sending)
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from services.bundle import json_schema
-from services.cli import adapter, audit, bento, guard, keys, model, prompt, rag
+from services.cli import adapter, audit, bento, guard, keys, model, prompt, rag, usage
 from services.cli.console import Bar, BundleOption, DeviceOption, err, load, out, reported, target_of, write_lock
 
 app = typer.Typer(help="Pack an LLM application into one versioned Bento.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -23,6 +23,9 @@ for name, group in (
     ("audit", audit),
 ):
     app.add_typer(group.app, name=name)
+
+
+app.command("usage")(usage.usage)
 
 
 @app.command()

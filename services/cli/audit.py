@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from services.cli.console import BundleOption, JsonOption, err, fail, load, out
+from services.cli.console import BundleOption, JsonOption, csv_cell, err, fail, load, out
 from services.settings import load_settings
 
 FolderOption = Annotated[
@@ -209,10 +209,5 @@ def _write_csv(found: Iterable[dict[str, Any]]) -> None:
     for line in found:
         values = (line.get(name, "") for name in COLUMNS)
         writer.writerow(
-            _cell(json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value) for value in values
+            csv_cell(json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value) for value in values
         )
-
-
-def _cell(value: Any) -> Any:
-    # A spreadsheet would take it for a formula.
-    return f"'{value}" if isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"} else value

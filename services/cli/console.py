@@ -6,7 +6,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, Self
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self
 
 import typer
 from rich.console import Console
@@ -97,6 +97,11 @@ def reported() -> Generator[None]:
         *training,
     ) as error:
         fail(str(error))
+
+
+def csv_cell(value: Any) -> Any:
+    """Return a value for a CSV file; a spreadsheet does not take what is returned for a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"} else value
 
 
 class Bar:

@@ -52,8 +52,9 @@ def test_check_fails_with_file_line_and_remedy(ekiben, tmp_path):
         ("adapter", "load"), ("adapter", "unload"), ("adapter", "promote"), ("adapter", "rollback"), ("adapter", "remove"),
         ("rag", "ingest"), ("rag", "search"), ("rag", "eval"), ("rag", "answers"),
         ("rag", "versions"), ("rag", "switch"), ("rag", "remove"), ("rag", "move"),
-        ("guard", "scan"), ("guard", "eval"), ("prompt", "list"), ("keys",),
+        ("guard", "scan"), ("guard", "eval"), ("prompt", "list"), ("keys",), ("usage",),
         ("keys", "create"), ("keys", "list"), ("keys", "rotate"), ("keys", "revoke"), ("bento", "version"), ("bento", "build"),
+        ("audit", "verify"), ("audit", "tail"), ("audit", "export"), ("audit", "prune"),
     ],
 )  # fmt: skip
 def test_every_command_has_help(ekiben, command):

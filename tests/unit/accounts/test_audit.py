@@ -165,6 +165,18 @@ def test_a_removed_file_is_missed_wherever_it_was(tmp_path):
         assert "removed" in {problem.what for problem in found.problems}
 
 
+def test_the_last_line_of_a_file_that_has_a_next_one_is_located(tmp_path):
+    path = written(tmp_path, max_bytes=1200)[1]
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:-1], lines[-1].replace(b"acme", b"acne")]))
+    altered = verify(tmp_path, KEY).problems
+    path.write_bytes(b"".join(lines[:-1]))
+    removed = verify(tmp_path, KEY).problems
+
+    assert [(one.what, one.file, one.line) for one in altered] == [("altered", path.name, len(lines))]
+    assert [(one.what, one.file) for one in removed] == [("removed", path.name)]
+
+
 def test_a_chain_that_is_gone_whole_is_missed_by_the_next_one(tmp_path):
     written(tmp_path)
     first = {path.name for path in tmp_path.iterdir()}
