@@ -116,8 +116,10 @@ class Rates:
                 with suppress(*UNREACHABLE):
                     await self._return(self._redis)
                 continue
+            # Not wait_for: on Python 3.11 it loses a cancellation that comes with the event.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._away.wait(), every_seconds)
+                async with asyncio.timeout(every_seconds):
+                    await self._away.wait()
                 continue
             try:
                 for name, entries in self._local.leases():

@@ -11,6 +11,7 @@ from limits.strategies import MovingWindowRateLimiter
 
 from accounts.rates import Limits, RateExceeded, Rates, Subject, duration
 from accounts.windows import LocalWindows
+from tests.oracle import Oracle
 
 SECOND = 1_000_000
 
@@ -206,51 +207,13 @@ async def test_what_cannot_be_is_refused():
 
 @pytest.mark.parametrize(
     ("microseconds", "text"),
-    [(0, "0ms"), (1, "1ms"), (120_000, "120ms"), (999_001, "1s"), (1_500_000, "1.5s"), (60 * SECOND, "1m0s"), (361_250_000, "6m1.25s")],
+    [
+        (0, "0ms"), (1, "1ms"), (120_000, "120ms"), (999_001, "1s"), (1_500_000, "1.5s"), (60 * SECOND, "1m0s"),
+        (361_250_000, "6m1.25s"),
+    ],
 )  # fmt: skip
 def test_durations_are_written_as_openai_does(microseconds, text):
     assert duration(microseconds) == text
-
-
-class Oracle:
-    """A plain exact count: everything that happened, and a sum over the last minute for every question."""
-
-    def __init__(self):
-        self.happened = []
-        """(when, what, hold, subjects, tokens, used or whether it was let in)"""
-
-    def judge(self):
-        """Return how many answers were wrong, and how many there were of each kind."""
-        requests, tokens, running = [], [], {}
-        wrong, let_in, refused = [], 0, 0
-        for at, what, hold, subjects, estimate, outcome in self.happened:
-            if what == "give":
-                running.pop(hold)
-                for entry in tokens:
-                    if entry[2] == hold:
-                        entry[3] = min(estimate, outcome)
-                if outcome > estimate:
-                    tokens += [[at, s.id, hold, outcome - estimate] for s in subjects]
-                continue
-            requests = [entry for entry in requests if entry[0] > at - 60 * SECOND]
-            tokens = [entry for entry in tokens if entry[0] > at - 60 * SECOND]
-            room = True
-            for subject in subjects:
-                limits = subject.limits
-                asked = sum(name == subject.id for _, name in requests)
-                spent = sum(amount for _, name, _, amount in tokens if name == subject.id)
-                under_way = sum(subject.id in names for names in running.values())
-                room &= asked < (limits.requests_per_minute or 10**9)
-                room &= spent + estimate <= (limits.tokens_per_minute or 10**9)
-                room &= under_way < (limits.concurrency or 10**9)
-            if room != outcome:
-                wrong.append((at, hold))
-            let_in, refused = let_in + outcome, refused + (not outcome)
-            if outcome:
-                running[hold] = {subject.id for subject in subjects}
-                requests += [(at, subject.id) for subject in subjects]
-                tokens += [[at, subject.id, hold, estimate] for subject in subjects]
-        return wrong, let_in, refused
 
 
 @pytest.mark.parametrize("seed", range(3))
