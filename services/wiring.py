@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import TYPE_CHECKING
 
-import aiohttp
 from cache.answers import Answers
 from cache.calibration import load_calibration
 from cache.redis_store import RedisStore
