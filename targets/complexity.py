@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+import zipfile
 import zlib
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,7 +26,7 @@ MAX_CHARACTERS = 4000  # what comes later changes little, and a caller must not 
 QUANTILES = 101
 SHIPPED = Path(__file__).with_name("complexity.npz")
 _LONGEST_GRAM = 4
-_FAR = 4.0  # standard deviations from what was trained on beyond which a count says no more
+FAR = 4.0  # standard deviations from what was trained on beyond which a count says no more
 _LONG_WORD = 9
 _WORD = re.compile(r"[^\W\d_]+")
 _SPACE = re.compile(r"\s+")
@@ -98,7 +99,7 @@ class Complexity:
 
     def scaled(self, counted: NDArray[np.float64]) -> NDArray[np.float64]:
         """Bring counts, float64[..., f], to the scale of training."""
-        return np.clip((counted - self.mean) / self.deviation, -_FAR, _FAR)
+        return np.clip((counted - self.mean) / self.deviation, -FAR, FAR)
 
     def knows(self, text: str) -> bool:
         """Whether it was trained on this very text."""
@@ -172,7 +173,7 @@ def load_complexity(path: Path = SHIPPED) -> Complexity:
                 **{name: arrays[name] for name in Complexity.PLAIN},
             )
         _check(made)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise ComplexityError(f"{path} holds no usable weights: {error}; `python -m targets.train_complexity`") from error
     return made
 

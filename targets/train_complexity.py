@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from targets.complexity import (
     BITS,
+    FAR,
     QUANTILES,
     SHIPPED,
     Complexity,
@@ -39,6 +40,7 @@ from targets.evaluate import Question, apgr, cpt, read_questions
 FOLDS, REPEATS = 5, 3
 FEATURES = 512  # random ones
 RIDGE, RIDGE_ALONE = 6.0, 40.0  # of questions with and without a subject: how little is believed of one
+LEAST = 2  # questions that an n-gram must be in
 SHRINK = 20.0  # questions that a subject must have for its mean to count half
 Buckets = Callable[[str], NDArray[np.int64]]
 
@@ -51,7 +53,6 @@ class Space:
     """sparse[n, 2^17], rows of unit length; so are `words`."""
     words: Any
     idf: tuple[NDArray[np.float16], NDArray[np.float16]]
-    scaled: NDArray[np.float64]
     random: NDArray[np.float64]
     mean: NDArray[np.float32]
     deviation: NDArray[np.float32]
@@ -72,7 +73,7 @@ def space(texts: Sequence[str]) -> Space:
     counted = np.array([counts(text) for text in texts])
     mean = counted.mean(axis=0).astype(np.float32)
     deviation = np.maximum(counted.std(axis=0), 1e-3).astype(np.float32)
-    scaled = np.clip((counted - mean) / deviation, -4, 4)
+    scaled = np.clip((counted - mean) / deviation, -FAR, FAR)
     some = scaled[:: max(1, len(scaled) // 500)]
     distances = ((some[:, None] - some[None]) ** 2).sum(axis=2)
     chance = np.random.default_rng(7)
@@ -81,7 +82,7 @@ def space(texts: Sequence[str]) -> Space:
     projection = (chance.standard_normal((counted.shape[1], FEATURES)) * scale).astype(np.float32)
     phase = chance.uniform(0, 2 * np.pi, FEATURES).astype(np.float32)
     random = fourier(scaled, projection, phase)
-    return Space(characters, words, (characters_idf, words_idf), scaled, random, mean, deviation, projection, phase)
+    return Space(characters, words, (characters_idf, words_idf), random, mean, deviation, projection, phase)
 
 
 def _grams(texts: Sequence[str], buckets: Buckets) -> tuple[Any, NDArray[np.float16]]:
@@ -91,8 +92,7 @@ def _grams(texts: Sequence[str], buckets: Buckets) -> tuple[Any, NDArray[np.floa
     columns = np.concatenate([places for places, _ in found])
     rows = np.repeat(np.arange(len(found)), [len(places) for places, _ in found])
     documents = np.bincount(columns, minlength=2**BITS)
-    # An n-gram of one question alone teaches nothing of others.
-    idf = np.where(documents > 1, np.log((1 + len(texts)) / (1 + documents)) + 1, 0).astype(np.float16)
+    idf = np.where(documents >= LEAST, np.log((1 + len(texts)) / (1 + documents)) + 1, 0).astype(np.float16)
     values = (1 + np.log(np.concatenate([times for _, times in found]))) * idf[columns].astype(np.float64)
     lengths = np.sqrt(np.bincount(rows, values**2, minlength=len(found)))
     values /= np.maximum(lengths, 1e-9)[rows]
@@ -122,12 +122,15 @@ def solve(kernel: NDArray[np.float64], questions: Sequence[Question]) -> NDArray
     return linear(kernel + np.diag(belief), taught, assume_a="pos")
 
 
-def unseen(kernel: NDArray[np.float64], questions: Sequence[Question], folds: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the value of each question by those in other folds, [n]."""
+def unseen(questions: Sequence[Question], folds: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the value of each question by an estimator made of those in other folds alone, [n]."""
     values = np.zeros(len(questions))
     for fold in np.unique(folds):
-        train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        values[test] = kernel[np.ix_(test, train)] @ solve(kernel[np.ix_(train, train)], [questions[n] for n in train])
+        train = [question for question, place in zip(questions, folds, strict=True) if place != fold]
+        made = space([bare(question.prompt) for question in train])
+        estimator = compose(made, solve(made.kernel, train), np.linspace(-1, 1, QUANTILES), [])
+        for place in np.flatnonzero(folds == fold):
+            values[place] = estimator.raw(questions[place].prompt)
     return values
 
 
@@ -155,13 +158,13 @@ def save(made: Complexity, path: Path) -> None:
     np.savez_compressed(path, **plain, **arrays)
 
 
-def report(questions: Sequence[Question], kernel: NDArray[np.float64]) -> NDArray[np.float64]:
+def report(questions: Sequence[Question]) -> NDArray[np.float64]:
     """Print figures of questions that were not trained on; return their values, [n], the mean over repeated folds."""
     chance = np.random.default_rng(7)
-    repeats = [unseen(kernel, questions, chance.permutation(len(questions)) % FOLDS) for _ in range(REPEATS)]
+    repeats = [unseen(questions, chance.permutation(len(questions)) % FOLDS) for _ in range(REPEATS)]
     sources = np.array([question.source for question in questions])
     names, places = np.unique(sources, return_inverse=True)
-    others = unseen(kernel, questions, places) if len(names) > 1 else None
+    others = unseen(questions, places) if len(names) > 1 else None
     weak, strong = (np.array([getattr(q, name) for q in questions], dtype=np.float64) for name in ("weak", "strong"))
     lengths = np.array([len(question.prompt) for question in questions])
     for name in names:
@@ -192,12 +195,11 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"write {SHIPPED.name}")
     options = parser.parse_args()
     questions = list({question.prompt: question for question in read_questions(options.questions)}.values())
-    made = space([bare(question.prompt) for question in questions])
-    kernel = made.kernel
-    values = report(questions, kernel)
+    values = report(questions)
     if options.write:
+        made = space([bare(question.prompt) for question in questions])
         quantiles = np.quantile(values, np.linspace(0, 1, QUANTILES))
-        save(compose(made, solve(kernel, questions), quantiles, [question.prompt for question in questions]), SHIPPED)
+        save(compose(made, solve(made.kernel, questions), quantiles, [question.prompt for question in questions]), SHIPPED)
         sys.stdout.write(f"wrote {SHIPPED.name}, {SHIPPED.stat().st_size} bytes\n")
 
 
