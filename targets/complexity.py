@@ -166,7 +166,7 @@ def word_grams(text: str) -> NDArray[np.int64]:
 def load_complexity(path: Path = SHIPPED) -> Complexity:
     """Read a file of weights, once; raises ComplexityError."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             made = Complexity(
                 Grams(arrays["characters_idf"], arrays["characters_weight"]),
                 Grams(arrays["words_idf"], arrays["words_weight"]),

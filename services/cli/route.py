@@ -70,7 +70,8 @@ def _show(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     columns = ("n", "weak", "strong", "apgr", "apgr_of_length", "cpt50", "cpt80", "threshold50", "threshold80")
-    table = Table("source", *columns, box=None, pad_edge=False)
+    heads = ("n", "weak", "strong", "APGR", "of length", "CPT50", "CPT80", "score50", "score80")
+    table = Table("source", *heads, box=None, pad_edge=False)
     for name, row in {"all": result["all"], **result["by_source"]}.items():
         table.add_row(name or "-", *("-" if row[column] is None else str(row[column]) for column in columns))
     out.print(table)

@@ -33,7 +33,7 @@ def test_eval_prints_the_figures_by_dataset(route, rows):
     assert set(found["by_source"]) == {"even", "odd"}
     assert {"n", "apgr", "apgr_of_length", "cpt50", "cpt80"} <= set(found["by_source"]["odd"])
     assert 0 < found["all"]["cpt50"] <= found["all"]["cpt80"] <= 1
-    assert "apgr_of_length" in route("eval", rows).stdout
+    assert "of length" in route("eval", rows).stdout
 
 
 def test_what_cannot_be_judged_is_one_line(route, tmp_path):
