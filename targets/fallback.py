@@ -79,12 +79,13 @@ class Retries:
     """An attempt that is late although it had so many seconds, or all its patience, speaks against its target; one that had less
     does not, or callers in a hurry would shut a target for everybody."""
 
-    def wait(self, attempt: int, asked: float | None, chance: float) -> float | None:
-        """Return how long to wait after this attempt, from 1; None when the target asked for more than is worth it."""
-        if asked is not None and asked > self.longest_wait:
+    def wait(self, attempt: int, verdict: Verdict, chance: float) -> float | None:
+        """Return how long to wait after this attempt, from 1; None when the target is not to be asked again."""
+        asked = verdict.retry_after or 0.0
+        if verdict.then != "retry" or attempt > self.most or asked > self.longest_wait:
             return None
         drawn = min(self.first_wait * 2 ** min(attempt - 1, 32), self.longest_wait) * (1 + chance) / 2
-        return max(drawn, asked or 0.0)
+        return max(drawn, asked)
 
 
 class Deadline:
@@ -184,20 +185,16 @@ class Attempts:
                 try:
                     async with asyncio.timeout(left):
                         return attempt, await call(target, left)
-                except Passed:
-                    attempt.end("passed")
-                    break
                 except Exception as error:
                     verdict = self._verdict(error, left)
                     if verdict.then == "stop":
                         attempt.end("refused", error)
                         raise
-                    attempt.end("late" if isinstance(error, TimeoutError) else "failed", error, counts=verdict.counts)
+                    attempt.end(_reason(error), error, counts=verdict.counts)
                     if verdict.retry_after is not None:
                         retry_after.append(verdict.retry_after)
-                    wait = self.retries.wait(number, verdict.retry_after, self.chance())
-                    again = verdict.then == "retry" and number <= self.retries.most and (target.local or breaker.allows)
-                    if not again or wait is None or (deadline.left is not None and wait >= deadline.left):
+                    wait = self.retries.wait(number, verdict, self.chance()) if target.local or breaker.allows else None
+                    if wait is None or (deadline.left is not None and wait >= deadline.left):
                         break
                     await self.sleep(wait)
                 except BaseException:
@@ -206,6 +203,8 @@ class Attempts:
         raise NoTargetLeft(outcomes, late=deadline.left == 0, retry_after=min(retry_after, default=None))
 
     def _verdict(self, error: Exception, left: float | None) -> Verdict:
+        if isinstance(error, Passed):
+            return Verdict("next", counts=False)
         if not isinstance(error, TimeoutError):
             return self.judge(error)
         fair = self.retries.fair if self.retries.patience is None else min(self.retries.fair, self.retries.patience)
@@ -285,3 +284,7 @@ class Stream(Generic[Item]):
 
 def _shorter(left: float | None, right: float | None) -> float | None:
     return min((limit for limit in (left, right) if limit is not None), default=None)
+
+
+def _reason(error: Exception) -> Reason:
+    return "passed" if isinstance(error, Passed) else "late" if isinstance(error, TimeoutError) else "failed"

@@ -8,20 +8,15 @@ import typer
 from rich.table import Table
 
 from services.bundle import json_schema
-from services.cli import adapter, audit, bento, guard, keys, model, prompt, rag, usage
+from services.cli import adapter, audit, bento, guard, keys, model, prompt, rag, route, usage
 from services.cli.console import Bar, BundleOption, DeviceOption, err, load, out, reported, target_of, write_lock
 
 app = typer.Typer(help="Pack an LLM application into one versioned Bento.", no_args_is_help=True, pretty_exceptions_enable=False)
-for name, group in (
-    ("model", model),
-    ("adapter", adapter),
-    ("rag", rag),
-    ("guard", guard),
-    ("prompt", prompt),
-    ("keys", keys),
-    ("bento", bento),
-    ("audit", audit),
-):
+_GROUPS = {
+    "model": model, "adapter": adapter, "rag": rag, "guard": guard, "prompt": prompt, "route": route, "keys": keys, "audit": audit,
+    "bento": bento,
+}  # fmt: skip
+for name, group in _GROUPS.items():
     app.add_typer(group.app, name=name)
 
 
@@ -41,8 +36,8 @@ def check(bundle: BundleOption = None, device: DeviceOption = None) -> None:
         f"{content.name}: {content.model.name} ({content.model.quantization.recipe}) from {content.model.source}", markup=False
     )
     table = Table("route", "adapter", "prompt", "collection", "policy", box=None, pad_edge=False)
-    for name, route in content.routes.items():
-        table.add_row(name, ", ".join(route.shares()) or "-", route.prompt, route.collection or "-", route.policy)
+    for name, made in content.routes.items():
+        table.add_row(name, ", ".join(made.shares()) or "-", made.prompt, made.collection or "-", made.policy)
     out.print(table)
     out.print("[green]ok[/green]")
 
