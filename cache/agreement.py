@@ -36,7 +36,7 @@ of the numbers of words."""
 _CJK = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _PIECE = re.compile(rf"[{_CJK}]+|[^\W_{_CJK}]+(?:['’][^\W\d_]+)?")
 _IS_CJK = re.compile(rf"[{_CJK}]")
-_NAME = re.compile(r"(?<![\w'’])[A-Z][\w&+#.]*\w|(?<![\w'’])[A-Z](?![\w'’])")
+_NAME = re.compile(r"(?<![^\W_])(?<!['’])[A-Z][^\W_]*")
 _STOP = frozenset(
     "a an the of to in on at by for with from as is are was were be been being am do does did done have has had having it its this "
     "that these those there here i you he she we they me my your his her our their them us him and or but if so then than also into "
@@ -47,6 +47,7 @@ _WEAK = frozenset("best good great way ways thing things make made use used usin
 _ZH_STOP = frozenset("的了在是和与及或也都就而且被把对于从到以为之其这那有个们着过吗呢吧啊请您你我他她它会可什么怎样何谁哪几多少如")
 _WEAK_WEIGHT = 0.4
 _LONG, _LONG_WEIGHT = 4, 1.2
+_SHORT = 2
 _ASKED = (
     ("person", r"\b(?:who|whom|whose)\b|谁|哪位|何人"),
     ("time", r"\bwhen\b|\bwhat (?:time|date|year|day)\b|什么时候|何时|几点|哪[年天]|哪一[年天]"),
@@ -74,7 +75,7 @@ def measure(one: str, other: str, cosine: float, facts: Facts) -> tuple[float, .
     both, left, right = a.content & b.content, a.content - b.content, b.content - a.content
     common, alone, beside = _weight(both), _weight(left), _weight(right)
     fewer, more = sorted((alone, beside))
-    lesser, greater = sorted((len(a.names - b.words), len(b.names - a.words)))
+    lesser, greater = sorted((a.unknown_to(b), b.unknown_to(a)))
     return (
         cosine,
         common / (common + alone + beside or 1.0),
@@ -103,7 +104,12 @@ class _Reading:
     last: str
     trigrams: frozenset[str]
     names: frozenset[str]
+    squeezed: str
     asked: frozenset[str]
+
+    def unknown_to(self, other: _Reading) -> int:
+        """Count the names that the other has in no spelling: YouTube is You Tube."""
+        return sum(name not in other.words and (len(name) <= _SHORT or name not in other.squeezed) for name in self.names)
 
 
 @functools.cache
@@ -129,7 +135,7 @@ def _read(question: str) -> _Reading:
             sequence.append(stem(word.removesuffix("'s")))
             if word not in _STOP and word.removesuffix("n't") not in _STOP:
                 content.append(_WEAK_MARK + word if word in _WEAK else sequence[-1])
-    squeezed = f" {' '.join(sequence)} "
+    spaced = f" {' '.join(sequence)} "
     names = frozenset(
         stem(found[0].lower().removesuffix("'s"))
         for found in _NAME.finditer(text)
@@ -141,8 +147,9 @@ def _read(question: str) -> _Reading:
         frozenset(sequence),
         frozenset(content),
         next((term for term in reversed(content) if not term.startswith(_WEAK_MARK)), ""),
-        frozenset(map("".join, zip(squeezed, squeezed[1:], squeezed[2:], strict=False))),
+        frozenset(map("".join, zip(spaced, spaced[1:], spaced[2:], strict=False))),
         names,
+        "".join(sequence),
         frozenset(name for name, pattern in _KINDS if pattern.search(text)),
     )
 
