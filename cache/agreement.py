@@ -43,8 +43,12 @@ _STOP = frozenset(
     "about which who whom whose what when where while why how can could may might will would shall should must any some much many "
     "more most such very just really actually please tell explain ever get got s t m re ve ll d".split()
 )
-_WEAK = frozenset("best good great way ways thing things make made use used using work works people know like want need one take find help most top better".split())
-_ZH_STOP = frozenset("的了在是和与及或也都就而且被把对于从到以为之其这那有个们着过吗呢吧啊请您你我他她它会可什么怎样何谁哪几多少如")
+_WEAK = frozenset(
+    "best good great way ways thing things make made use used using work works people know like want need one take find help most top better".split()
+)
+_ZH_STOP = frozenset(
+    "的了在是和与及或也都就而且被把对于从到以为之其这那有个们着过吗呢吧啊请您你我他她它会可什么怎样何谁哪几多少如"
+)
 _WEAK_WEIGHT = 0.4
 _LONG, _LONG_WEIGHT = 4, 1.2
 _SHORT = 2

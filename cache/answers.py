@@ -49,7 +49,7 @@ class Answers:
     `heard` is told what became of each look-up.
     """
 
-    def __init__(  # noqa: PLR0913  settings with defaults
+    def __init__(
         self,
         store: Store,
         matcher: Matcher | None = None,

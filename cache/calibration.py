@@ -77,6 +77,6 @@ def load_calibration(path: Path = DEFAULT, embedder: str | None = None) -> Calib
         raise BadCalibration(f"{path}: unknown features: {', '.join(sorted(unknown))}; make it anew: `ekiben cache train`")
     if embedder is not None and calibration.embedder != embedder:
         raise BadCalibration(
-            f"{path} is for the embedding model {calibration.embedder!r}, not for {embedder!r}: make one with `ekiben cache train`"
+            f"{path} is for the embedding model {calibration.embedder!r}, not for {embedder!r}: `ekiben cache train` makes one"
         )
     return calibration

@@ -99,7 +99,7 @@ def report(data: Measured, calibration: Calibration) -> dict[str, Any]:
     """Return all figures, ready for JSON."""
     told: dict[str, Any] = {"count": len(data.same), "same": int(data.same.sum()), "embedder": calibration.embedder}
     calibrated = {
-        f"at most {bound:g} of {population} wrong": threshold
+        f"{population} <= {bound:g}": threshold
         for population, of in calibration.thresholds.items()
         for bound, threshold in sorted(of.items())
     }

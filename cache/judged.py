@@ -62,5 +62,5 @@ def _pair(where: str, line: str) -> Pair:
             raise BadPairs(f"{where}: `{name}` must be a text that is not empty")
     label = row.get("label", 1 if form == FORMS[-1] else None)
     if not isinstance(label, int | str) or label not in _LABELS:
-        raise BadPairs(f"{where}: `label` must be 1 or 0, true or false, \"same\" or \"different\", and is {label!r}")
+        raise BadPairs(f'{where}: `label` must be 1 or 0, true or false, "same" or "different", and is {label!r}')
     return Pair(one, other, _LABELS[label])

@@ -54,7 +54,7 @@ class RedisStore:
     the operation and the error, the operation is a miss, and for `pause` seconds every other one is, without asking.
     """
 
-    def __init__(  # noqa: PLR0913  settings with defaults
+    def __init__(
         self,
         url: str,
         *,

@@ -28,9 +28,7 @@ class Matcher:
     The bound holds for questions as they were calibrated (`population`). Raises BadCalibration where it has none such.
     """
 
-    def __init__(
-        self, calibration: Calibration, facts: Facts, max_wrong: float = 0.01, population: Population = "pairs"
-    ) -> None:
+    def __init__(self, calibration: Calibration, facts: Facts, max_wrong: float = 0.01, population: Population = "pairs") -> None:
         self.threshold = calibration.threshold(max_wrong, population)
         self._calibration, self._facts = calibration, facts
 

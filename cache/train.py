@@ -111,7 +111,8 @@ def train(sources: Mapping[str, Measured], embedder: str) -> tuple[Calibration, 
         found = {bound: threshold(scores, right, bound) for bound in BOUNDS}
         thresholds[population] = {bound: round(value + 1e-4, 4) for bound, value in found.items() if value is not None}
         figures[f"{hard}: {population}, out of fold"] = {
-            f"{bound:g}": {"threshold": t, **at(scores, right, sources[hard].same, t)} for bound, t in thresholds[population].items()
+            f"{bound:g}": {"threshold": t, **at(scores, right, sources[hard].same, t)}
+            for bound, t in thresholds[population].items()
         }
     for name, data in sources.items():
         others = [samples(other) for other_name, other in sources.items() if other_name != name]
@@ -122,7 +123,9 @@ def train(sources: Mapping[str, Measured], embedder: str) -> tuple[Calibration, 
             scores, right = scored(data, parts, "lookups")
             for share in (0.5, 0.882, 0.95):
                 order = np.argsort(-scores, kind="stable")[: round(share * len(scores))]
-                figures.setdefault(f"{name}: precision of look-ups, {way}", {})[f"{share:g}"] = round(float(right[order].mean()), 4)
+                figures.setdefault(f"{name}: precision of look-ups, {way}", {})[f"{share:g}"] = round(
+                    float(right[order].mean()), 4
+                )
     weights, bias = fit([samples(data) for data in sources.values()])
     return Calibration(embedder, weights, bias, thresholds), figures
 
@@ -134,7 +137,8 @@ def write(calibration: Calibration, sources: Mapping[str, Measured], path: Path)
         "weights": {name: round(weight, 4) for name, weight in calibration.weights.items()},
         "bias": round(calibration.bias, 4),
         "thresholds": {
-            population: {bound: round(value, 4) for bound, value in of.items()} for population, of in calibration.thresholds.items()
+            population: {bound: round(value, 4) for bound, value in of.items()}
+            for population, of in calibration.thresholds.items()
         },
     }
     head = "# Made by `ekiben cache train`; the keys are explained in cache/calibration.py. From:\n" + "".join(

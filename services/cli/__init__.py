@@ -8,11 +8,14 @@ import typer
 from rich.table import Table
 
 from services.bundle import json_schema
-from services.cli import adapter, bento, guard, model, prompt, rag
+from services.cli import adapter, bento, cache, guard, model, prompt, rag
 from services.cli.console import Bar, BundleOption, DeviceOption, err, load, out, reported, target_of, write_lock
 
 app = typer.Typer(help="Pack an LLM application into one versioned Bento.", no_args_is_help=True, pretty_exceptions_enable=False)
-for name, group in (("model", model), ("adapter", adapter), ("rag", rag), ("guard", guard), ("prompt", prompt), ("bento", bento)):
+for name, group in (
+    ("model", model), ("adapter", adapter), ("rag", rag), ("guard", guard), ("cache", cache), ("prompt", prompt),
+    ("bento", bento),
+):  # fmt: skip
     app.add_typer(group.app, name=name)
 
 
