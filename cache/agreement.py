@@ -29,14 +29,17 @@ FEATURES = (
 shorter. trigrams: Dice's coefficient of character trigrams. order: how alike the sequences of all words are. swapped: weight of
 content terms that the question with fewer of its own has alone; added: by how much more the other has. lonely: 1 where both have
 some alone. names: names (capitals inside a sentence, Latin words in Chinese) of only one question, the lesser count; named: the
-greater. numbers: 1 where the quantities are not the same. asked: 1 where they ask for different things (who, when, how many).
+greater. Names in Chinese characters are not told from other words: two characters or more of each side that the other has not
+are a name of each. numbers: 1 where the quantities are not the same. asked: 1 where they ask for different things (who, when, how many).
 opposed: 1 where one denies what the other says. ending: 1 where the last content terms differ. length: the logarithm of the ratio
 of the numbers of words."""
 
 _CJK = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _PIECE = re.compile(rf"[{_CJK}]+|[^\W_{_CJK}]+(?:['’][^\W\d_]+)?")
 _IS_CJK = re.compile(rf"[{_CJK}]")
-_NAME = re.compile(r"(?<![^\W_])(?<!['’])[A-Z][^\W_]*")
+_LATIN = r"[A-Za-z0-9\u00c0-\u024f]"
+_NAME = re.compile(rf"(?<!['’])(?<!{_LATIN})(?:[A-Z]|[a-z]+[A-Z]){_LATIN}*")
+_LATIN_WORD = re.compile(rf"(?<!{_LATIN})[A-Za-z]{_LATIN}*")
 _STOP = frozenset(
     "a an the of to in on at by for with from as is are was were be been being am do does did done have has had having it its this "
     "that these those there here i you he she we they me my your his her our their them us him and or but if so then than also into "
@@ -46,12 +49,16 @@ _STOP = frozenset(
 _WEAK = frozenset(
     "best good great way ways thing things make made use used using work works people know like want need one take find help most top better".split()
 )
+_STARTS = frozenset(("", ".", "?", "!", ":"))
+"""What a sentence begins behind, where a capital says nothing."""
 _ZH_STOP = frozenset(
     "的了在是和与及或也都就而且被把对于从到以为之其这那有个们着过吗呢吧啊请您你我他她它会可什么怎样何谁哪几多少如"
 )
 _WEAK_WEIGHT = 0.4
 _LONG, _LONG_WEIGHT = 4, 1.2
 _SHORT = 2
+_ZH_NAME = 2
+_ZH_NUMERALS = frozenset("零〇一二两三四五六七八九十百千万亿半")
 _ASKED = (
     ("person", r"\b(?:who|whom|whose)\b|谁|哪位|何人"),
     ("time", r"\bwhen\b|\bwhat (?:time|date|year|day)\b|什么时候|何时|几点|哪[年天]|哪一[年天]"),
@@ -80,6 +87,8 @@ def measure(one: str, other: str, cosine: float, facts: Facts) -> tuple[float, .
     common, alone, beside = _weight(both), _weight(left), _weight(right)
     fewer, more = sorted((alone, beside))
     lesser, greater = sorted((a.unknown_to(b), b.unknown_to(a)))
+    if min(len(a.characters - b.characters), len(b.characters - a.characters)) >= _ZH_NAME:
+        lesser, greater = lesser + 1, greater + 1
     return (
         cosine,
         common / (common + alone + beside or 1.0),
@@ -108,6 +117,7 @@ class _Reading:
     last: str
     trigrams: frozenset[str]
     names: frozenset[str]
+    characters: frozenset[str]
     squeezed: str
     asked: frozenset[str]
 
@@ -140,10 +150,11 @@ def _read(question: str) -> _Reading:
             if word not in _STOP and word.removesuffix("n't") not in _STOP:
                 content.append(_WEAK_MARK + word if word in _WEAK else sequence[-1])
     spaced = f" {' '.join(sequence)} "
+    chinese = bool(_IS_CJK.search(text))
     names = frozenset(
-        stem(found[0].lower().removesuffix("'s"))
-        for found in _NAME.finditer(text)
-        if text[: found.start()].rstrip()[-1:] not in {"", ".", "?", "!", ":", "。", "？", "！"} and found[0].lower() not in _STOP
+        stem(found[0].lower())
+        for found in (_LATIN_WORD if chinese else _NAME).finditer(text)
+        if found[0].lower() not in _STOP and (chinese or text[: found.start()].rstrip()[-1:] not in _STARTS)
     )
     return _Reading(
         text,
@@ -153,6 +164,7 @@ def _read(question: str) -> _Reading:
         next((term for term in reversed(content) if not term.startswith(_WEAK_MARK)), ""),
         frozenset(map("".join, zip(spaced, spaced[1:], spaced[2:], strict=False))),
         names,
+        frozenset(piece for piece in sequence if _IS_CJK.match(piece)) - _ZH_STOP - _ZH_NUMERALS,
         "".join(sequence),
         frozenset(name for name, pattern in _KINDS if pattern.search(text)),
     )

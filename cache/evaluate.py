@@ -51,26 +51,26 @@ def measured(pairs: Sequence[Pair], vectors: Any, facts: Facts) -> Measured:
     unit = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
     cosines = (unit[:, 0] * unit[:, 1]).sum(axis=-1)
     features = [measure(pair.one, pair.other, float(cosine), facts) for pair, cosine in zip(pairs, cosines, strict=True)]
-    groups = _groups(pairs)
+    groups = groups_of(pairs)
     cached, rows = Questions(), dict[str, int]()
     for row, pair in enumerate(pairs):
-        if _plain(pair.one) not in rows:
-            rows[_plain(pair.one)] = row
-            cached.add(_plain(pair.one), pair.one, unit[row, 0])
+        if plain(pair.one) not in rows:
+            rows[plain(pair.one)] = row
+            cached.add(plain(pair.one), pair.one, unit[row, 0])
     lookups: list[Candidates] = []
     for row, pair in enumerate(pairs):
         asked = pair.other if pair.same else pair.one
         near = cached.nearest(unit[row, 1 if pair.same else 0], CANDIDATES + 1, LEAST_COSINE)
-        found = [one for one in near if pair.same or one[0] != _plain(asked)][:CANDIDATES]
+        found = [one for one in near if pair.same or one[0] != plain(asked)][:CANDIDATES]
         lookups.append(
             Candidates(
                 np.array([measure(asked, text, cosine, facts) for _, text, cosine in found]).reshape(-1, len(FEATURES)),
-                np.array([groups[_plain(asked)] == groups[key] for key, _, _ in found], dtype=bool),
+                np.array([groups[plain(asked)] == groups[key] for key, _, _ in found], dtype=bool),
                 np.array([rows[key] == row for key, _, _ in found], dtype=bool),
             )
         )
     same = np.array([pair.same for pair in pairs])
-    return Measured(np.array(features), same, np.array([groups[_plain(pair.one)] for pair in pairs]), lookups)
+    return Measured(np.array(features), same, np.array([groups[plain(pair.one)] for pair in pairs]), lookups)
 
 
 def likelihoods(features: Any, calibration: Calibration) -> Any:
@@ -162,12 +162,13 @@ def _auc(scores: Any, same: Any) -> float:
     return round(float(below.sum() / (2 * len(right) * len(wrong))), 4)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """Return a text without what only its look has: case and spaces."""
     return " ".join(text.casefold().split())
 
 
-def _groups(pairs: Sequence[Pair]) -> dict[str, int]:
-    """Return the group of each text: the same text, or the same by any chain of judgements."""
+def groups_of(pairs: Sequence[Pair]) -> dict[str, int]:
+    """Return the group of each text (as `plain` has it): the same by any chain of judgements."""
     parent: dict[str, str] = {}
 
     def root(text: str) -> str:
@@ -177,7 +178,7 @@ def _groups(pairs: Sequence[Pair]) -> dict[str, int]:
         return text
 
     for pair in pairs:
-        one, other = root(_plain(pair.one)), root(_plain(pair.other))
+        one, other = root(plain(pair.one)), root(plain(pair.other))
         if pair.same:
             parent[one] = other
     numbers = {name: number for number, name in enumerate(sorted({root(text) for text in list(parent)}))}

@@ -87,28 +87,17 @@ def cache_train(
 
 
 def _measured(file: Path, workers: int | None) -> Measured:
-    import numpy as np
-
-    from cache.evaluate import measured
     from cache.judged import BadPairs, read_pairs
-    from rag.evaluate import PooledEmbeddings
-    from rag.scratch import Scratch, embed_missing, key_of
-    from services.caching import FACTS
+    from services.caching import measure_pairs
     from services.engine import usable_cores
 
     try:
         pairs = read_pairs(file)
     except BadPairs as error:
         fail(str(error))
-    texts = {key_of(text): text for pair in pairs for text in (pair.one, pair.other)}
-    with Bar() as bar, PooledEmbeddings(workers or usable_cores()) as embeddings:
+    with Bar() as bar:
         bar.step("embedding")
-        scratch = Scratch(load_settings().cache_dir / "vectors" / embeddings.name / "query")
-        known = scratch.vectors()
-        embed_missing(texts, known, scratch, embeddings.embed_queries, lambda done, of: bar.tell("embedding", done, of))
-        bar.step("comparing")
-        vectors = np.array([[known[key_of(pair.one)], known[key_of(pair.other)]] for pair in pairs], dtype=np.float32)
-        return measured(pairs, vectors, FACTS)
+        return measure_pairs(pairs, load_settings().cache_dir / "vectors", workers or usable_cores(), bar.tell)
 
 
 def _show(told: dict[str, Any]) -> None:

@@ -111,7 +111,9 @@ async def test_other_keys_of_the_server_are_left_alone(make, redis_url):
 
 async def test_data_of_somebody_else_is_a_miss_and_told(redis_url):
     told = []
-    store = RedisStore(redis_url, prefix="test", timeout=10, failed=lambda operation, error: told.append((operation, type(error))))
+    store = RedisStore(
+        redis_url, prefix="test", timeout=10, failed=lambda operation, error: told.append((operation, type(error)))
+    )
     client = redis.Redis.from_url(redis_url)
     client.set(f"test:cache:{{{SCOPE}}}:a:{key(1)}", b"no answer")
 

@@ -39,6 +39,9 @@ def scope():
 def body():
     def body(text="forty-two", reason="stop", choices=1, **message):
         said = {"role": "assistant", "content": text, **message}
-        return {"object": "chat.completion", "choices": [{"index": i, "message": said, "finish_reason": reason} for i in range(choices)]}
+        return {
+            "object": "chat.completion",
+            "choices": [{"index": i, "message": said, "finish_reason": reason} for i in range(choices)],
+        }
 
     return body
