@@ -8,13 +8,13 @@ import typer
 from rich.table import Table
 
 from services.bundle import json_schema
-from services.cli import adapter, audit, bento, guard, keys, model, prompt, rag, route, usage
+from services.cli import adapter, audit, bento, cache, guard, keys, model, prompt, rag, route, usage
 from services.cli.console import Bar, BundleOption, DeviceOption, err, load, out, reported, target_of, write_lock
 
 app = typer.Typer(help="Pack an LLM application into one versioned Bento.", no_args_is_help=True, pretty_exceptions_enable=False)
 _GROUPS = {
-    "model": model, "adapter": adapter, "rag": rag, "guard": guard, "prompt": prompt, "route": route, "keys": keys, "audit": audit,
-    "bento": bento,
+    "model": model, "adapter": adapter, "rag": rag, "guard": guard, "prompt": prompt, "route": route, "cache": cache,
+    "keys": keys, "audit": audit, "bento": bento,
 }  # fmt: skip
 for name, group in _GROUPS.items():
     app.add_typer(group.app, name=name)
