@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 TABLE = "chunks"
+_TOLD = ["id", "text", *EMPTY]
 _REFINED = 4  # times as many are compared as are asked for
 
 
@@ -33,11 +34,13 @@ class EmbeddedStore(ChunkStore):
         self._table: Any = self._database.open_table(TABLE) if (folder / "lance" / f"{TABLE}.lance").is_dir() else None
         self._lexical: Bm25 | None = None
         self._owners: _Owners | None = None
+        self._places: dict[str, int] | None = None
         self._open_words()
 
     def put(self, documents: Sequence[Document], vectors: Any) -> None:
         """Add documents with their vectors; equal ids are replaced."""
         rows = _rows(documents, vectors)
+        self._places = None
         if self._table is None:
             self._table = self._database.create_table(TABLE, rows)
         else:
@@ -59,11 +62,12 @@ class EmbeddedStore(ChunkStore):
 
     def _open_words(self) -> None:
         if self._table is None or not (self._words / "ids.txt").is_file():
-            self._lexical = self._owners = None
+            self._lexical = self._owners = self._places = None
             return
         self._lexical = Bm25.open(self._words)
-        columns = self._table.search().select(["id", "tenant", "labels"]).limit(self.count()).to_arrow()
+        columns = self._table.search().select(["id", "tenant", "labels"]).with_row_id(True).limit(self.count()).to_arrow()
         self._owners = _Owners(self._lexical.ids, columns)
+        self._places = dict(zip(columns["id"].to_pylist(), columns["_rowid"].to_pylist(), strict=True))
 
     def batches(self) -> Iterator[tuple[list[Document], Any]]:
         """Yield every document in the order of writing, with its vector."""
@@ -81,6 +85,7 @@ class EmbeddedStore(ChunkStore):
     def delete(self, ids: list[str] | None = None, **_: Any) -> bool:
         """Delete texts by id."""
         if ids and self._table is not None:
+            self._places = None
             self._table.delete(f"id IN ({_quoted(ids)})")
         return True
 
@@ -88,14 +93,17 @@ class EmbeddedStore(ChunkStore):
         """Return the texts with these ids."""
         if not ids or self._table is None:
             return []
-        return [_document(row) for row in self._table.search().where(f"id IN ({_quoted(ids)})").limit(len(ids)).to_list()]
+        if self._places is None:  # written to since it was finished
+            return [_document(row) for row in self._table.search().where(f"id IN ({_quoted(ids)})").limit(len(ids)).to_list()]
+        places = [self._places[identity] for identity in ids if identity in self._places]
+        return [_document(row) for row in self._table.take_row_ids(places).select(_TOLD).to_list()] if places else []
 
     def nearest(self, vector: list[float], k: int, access: Access | None) -> list[tuple[Document, float]]:
         """Return the k texts nearest to a vector with their cosine similarity."""
         if self._table is None:
             return []
         # The approximate index holds numbers of 8 bits; what it finds is compared again as it was written.
-        search = self._table.search(vector).distance_type("cosine").refine_factor(_REFINED).limit(k)
+        search = self._table.search(vector).distance_type("cosine").refine_factor(_REFINED).limit(k).select([*_TOLD, "_distance"])
         if access is not None:
             search = search.where(_allowed(access), prefilter=True)
         rows = search.to_list()
