@@ -16,10 +16,10 @@ import argparse
 import gzip
 import hashlib
 import json
-import os
+import os  # noqa: TID251  which processors there are
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,12 @@ SENTENCES, SENTENCE = 6, 20  # of a chunk; words of one, and half as many again 
 RUN, HAN_RUN = 12, 20  # of a question
 NOISE = 1 / 3
 BATCH = 10_000
+WARM = 10  # questions before the measured ones; these open files
 REAL = 100  # documents at most that are embedded; those of --corpus
 Seconds = dict[str, list[tuple[float, float]]]
 QUESTIONS = (
-    "Which chunks does a second run embed again?", "How is a document over 50 MiB handled?", "What happens when the server is away?",
+    "Which chunks does a second run embed again?", "How is a document over 50 MiB handled?",
+    "What happens when the server is away?",
     "May a caller without a role find documents with labels?", "How do I go back to an earlier version of the index?",
     "Which encodings of text files are recognised?", "What does a train ticket cost when it is refunded on the day before?",
     "Where do the weights of the reranker come from?", "怎样退票，手续费是多少？", "没有角色的用户能看到带标签的文档吗？",
@@ -139,7 +141,7 @@ def fill(store: EmbeddedStore, texts: list[str], real: Any, random: np.random.Ge
     return len(texts) / (seconds + time.perf_counter() - started)
 
 
-def asked(store: EmbeddedStore, texts: list[str], questions: list[str], count: int, random: np.random.Generator) -> Seconds:
+def asked(store: EmbeddedStore, texts: list[str], questions: Sequence[str], count: int, random: np.random.Generator) -> Seconds:
     """Ask, by stage and as a whole; return stage -> seconds that passed and seconds of work, of each question."""
     embeddings = store.embeddings
     ways = {
@@ -147,8 +149,8 @@ def asked(store: EmbeddedStore, texts: list[str], questions: list[str], count: i
         for name, rerank in (("rank", "lexical"), ("rank, none", "none"))
     }
     seconds: Seconds = {}
-    for number in range(count + 10):
-        if number == 10:  # the first ones open files
+    for number in range(count + WARM):
+        if number == WARM:
             seconds = {}
         question, text = questions[number % len(questions)], texts[int(random.integers(len(texts)))]
         sought = " ".join(text.split()[10 : 10 + RUN]) if " " in text else text[20 : 20 + HAN_RUN]
@@ -168,6 +170,12 @@ def timed(seconds: Seconds, stage: str, function: Callable[..., Any], *arguments
     result = function(*arguments)
     seconds.setdefault(stage, []).append((time.perf_counter() - started, time.process_time() - worked))
     return result
+
+
+def percentiles(times: list[tuple[float, float]]) -> dict[str, float]:
+    """Return p50 and p95 in ms, of time and of work."""
+    (wall50, cpu50), (wall95, cpu95) = np.percentile(times, (50, 95), axis=0) * 1000
+    return {"p50": float(wall50), "p95": float(wall95), "cpu_p50": float(cpu50), "cpu_p95": float(cpu95)}
 
 
 def on_one_processor() -> None:
@@ -202,17 +210,16 @@ def main() -> None:
         if not (folder / "bm25").is_dir():
             real, told["real_chunks_per_second"] = ingested(passages(options.corpus), embeddings)
             told["stored_chunks_per_second"] = fill(EmbeddedStore(folder, embeddings), texts, real, random)
-        before = psutil.Process().memory_info().rss
+        embeddings.embed_query("warm")
+        before = psutil.Process().memory_full_info()
         started = time.perf_counter()
         store = EmbeddedStore(folder, embeddings)
         told["open_seconds"] = time.perf_counter() - started
         on_one_processor()
         seconds = asked(store, texts, questions, options.questions, random)
-        told["memory_mib"] = (psutil.Process().memory_info().rss - before) / 2**20
-    told["ms"] = {
-        stage: dict(zip(("p50", "p95", "cpu_p50", "cpu_p95"), (np.percentile(times, (50, 95), axis=0).T * 1000).ravel().tolist(), strict=True))
-        for stage, times in seconds.items()
-    }  # fmt: skip
+        after = psutil.Process().memory_full_info()
+        told["memory_mib"] = {name: (getattr(after, name) - getattr(before, name)) / 2**20 for name in ("rss", "uss")}
+    told["ms"] = {stage: percentiles(times) for stage, times in seconds.items()}
     for stage, ms in told["ms"].items():
         print(f"{stage:12}" + "".join(f"   {name} {value:6.1f}" for name, value in ms.items()))
     for name, value in told.items():

@@ -220,7 +220,7 @@ def measure(
 
 @dataclass(frozen=True)
 class _Reading:
-    """What a chunk holds of a question: terms, with those of its headings, and in each sentence; neighbours. And its length in terms."""
+    """What a chunk holds of a question: terms, also in its headings; those of each sentence; neighbours. And its own length."""
 
     terms: frozenset[str]
     sentences: frozenset[frozenset[str]]
