@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.ingest --chunks 10000 --real 1000
 
-The folder is made up: Markdown files of 20 sections, half of them Chinese. It is read, cut and indexed with an embedding model that
-takes no time; the real one embeds `--real` of the chunks, which gives its rate. The first run is said as the sum of both. Prints
-seconds of each part, and what share of the first run the others take; the last line is JSON.
+The folder is made up: Markdown files of 20 sections, half of them Chinese. It is read, cut and indexed with vectors that cost
+next to nothing; the real model embeds `--real` of the chunks, which gives its rate. The first run is said as the sum of both.
+Prints seconds of each part, and what share of the first run the others take; the last line is JSON.
 """
 
 import argparse

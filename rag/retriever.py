@@ -11,6 +11,7 @@ from pydantic import ConfigDict
 
 from rag.access import Access
 from rag.chunks import rejoined
+from rag.embedding import MAX_CHARACTERS
 from rag.ranking import RERANKED, Candidates, Ranking, diversify, fuse, rank, reranked, scale
 from rag.store import ChunkStore
 
@@ -42,7 +43,11 @@ class HybridRetriever(BaseRetriever):
         return await asyncio.to_thread(self.search, query, vector)
 
     def search(self, query: str, vector: list[float]) -> list[Document]:
-        """Return the best `top_k` chunks, best first, with their `score` (0 to 1) in the metadata."""
+        """Return the best `top_k` chunks, best first, with their `score` (0 to 1) in the metadata.
+
+        Of a longer query the first MAX_CHARACTERS count, for words as for vectors.
+        """
+        query = query[:MAX_CHARACTERS]
         return self.widened(self.rank(query, self.candidates(query, vector)))
 
     def candidates(self, query: str, vector: list[float]) -> Candidates:
