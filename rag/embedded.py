@@ -12,12 +12,14 @@ from langchain_core.embeddings import Embeddings
 
 from rag.access import Access
 from rag.lexical import Bm25
+from rag.rows import ROW_ID, Rows
 from rag.store import ANN_ROWS, BATCH, EMPTY, ChunkStore, completed, searched
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 TABLE = "chunks"
+_TOLD = ["id", "text", *EMPTY]
 _REFINED = 4  # times as many are compared as are asked for
 
 
@@ -33,11 +35,14 @@ class EmbeddedStore(ChunkStore):
         self._table: Any = self._database.open_table(TABLE) if (folder / "lance" / f"{TABLE}.lance").is_dir() else None
         self._lexical: Bm25 | None = None
         self._owners: _Owners | None = None
+        self._rows: Rows | None = None
+        self._rows_file = folder / "rows.arrow"
         self._open_words()
 
     def put(self, documents: Sequence[Document], vectors: Any) -> None:
         """Add documents with their vectors; equal ids are replaced."""
         rows = _rows(documents, vectors)
+        self._rows = None
         if self._table is None:
             self._table = self._database.create_table(TABLE, rows)
         else:
@@ -55,15 +60,25 @@ class EmbeddedStore(ChunkStore):
             Bm25.build(self._words, [searched(d) for d in documents], [str(d.id) for d in documents])
         if len(documents) >= ANN_ROWS:
             self._table.create_index("vector", config=HnswSq(distance_type="cosine"))
+        if documents:
+            rows = self._table.search().with_row_id(True).to_arrow()  # noqa: FBT003  their way
+            Rows.write(self._rows_file, rows, self._table.version)
         self._open_words()
 
     def _open_words(self) -> None:
         if self._table is None or not (self._words / "ids.txt").is_file():
-            self._lexical = self._owners = None
+            self._lexical = self._owners = self._rows = None
             return
         self._lexical = Bm25.open(self._words)
-        columns = self._table.search().select(["id", "tenant", "labels"]).limit(self.count()).to_arrow()
-        self._owners = _Owners(self._lexical.ids, columns)
+        rows = Rows.open(self._rows_file, self._table.version)
+        # A chunk has one number in both, by which it is known who may find it.
+        self._rows = rows if rows and rows.ids == self._lexical.ids else None
+        told = (
+            self._rows.told
+            if self._rows
+            else self._table.search().select(["id", "tenant", "labels"]).limit(self.count()).to_arrow()
+        )
+        self._owners = _Owners(self._lexical.ids, told)
 
     def batches(self) -> Iterator[tuple[list[Document], Any]]:
         """Yield every document in the order of writing, with its vector."""
@@ -81,6 +96,7 @@ class EmbeddedStore(ChunkStore):
     def delete(self, ids: list[str] | None = None, **_: Any) -> bool:
         """Delete texts by id."""
         if ids and self._table is not None:
+            self._rows = None
             self._table.delete(f"id IN ({_quoted(ids)})")
         return True
 
@@ -88,14 +104,19 @@ class EmbeddedStore(ChunkStore):
         """Return the texts with these ids."""
         if not ids or self._table is None:
             return []
+        if self._rows is not None:
+            return [_document(row) for row in self._rows.with_ids(ids)]
         return [_document(row) for row in self._table.search().where(f"id IN ({_quoted(ids)})").limit(len(ids)).to_list()]
 
     def nearest(self, vector: list[float], k: int, access: Access | None) -> list[tuple[Document, float]]:
         """Return the k texts nearest to a vector with their cosine similarity."""
         if self._table is None:
             return []
-        # The approximate index holds numbers of 8 bits; what it finds is compared again as it was written.
-        search = self._table.search(vector).distance_type("cosine").refine_factor(_REFINED).limit(k)
+        if self._rows is not None and self._owners is not None:
+            places, cosines = self._rows.nearest(vector, k, self._near(self._rows, self._owners, vector, k, access))
+            return list(zip(map(_document, self._rows.at(places)), cosines.tolist(), strict=True))
+        # Written to since it was finished, or finished by a former version.
+        search = self._table.search(vector).distance_type("cosine").refine_factor(_REFINED).limit(k).select([*_TOLD, "_distance"])
         if access is not None:
             search = search.where(_allowed(access), prefilter=True)
         rows = search.to_list()
@@ -103,6 +124,16 @@ class EmbeddedStore(ChunkStore):
             # The approximate index gave up among chunks that may not be seen.
             rows = search.bypass_vector_index().to_list()
         return [(_document(row), 1.0 - float(row["_distance"])) for row in rows]
+
+    def _near(self, rows: Rows, owners: _Owners, vector: list[float], k: int, access: Access | None) -> Any:
+        """Return the places of the rows that are worth comparing; None for all."""
+        if access is not None and not owners.sees_all(access):
+            return owners.places(access)
+        if len(rows.ids) < ANN_ROWS:
+            return None
+        # The approximate index holds numbers of 8 bits; what it finds is compared again as it was written.
+        search = self._table.search(vector).distance_type("cosine").limit(_REFINED * k).select(["_distance"])
+        return rows.places_of(search.with_row_id(True).to_arrow().column(ROW_ID).to_numpy())  # noqa: FBT003  their way
 
     def matching(self, question: str, k: int, access: Access | None) -> dict[str, float]:
         """Return id -> BM25 score for the k best texts that share a term with the question."""
@@ -125,12 +156,12 @@ class EmbeddedStore(ChunkStore):
 class _Owners:
     """Tenant and labels of every chunk of a BM25 index, held once for each combination."""
 
-    def __init__(self, ids: Sequence[str], columns: pa.Table) -> None:
+    def __init__(self, ids: Sequence[str], told: pa.Table | pa.RecordBatch) -> None:
         import numpy as np
 
         kinds: dict[tuple[str, frozenset[str]], int] = {}
         known: dict[str, int] = {}
-        for identity, tenant, labels in zip(*(columns[name].to_pylist() for name in ("id", "tenant", "labels")), strict=True):
+        for identity, tenant, labels in zip(*(told.column(name).to_pylist() for name in ("id", "tenant", "labels")), strict=True):
             known[identity] = kinds.setdefault((tenant, frozenset(labels)), len(kinds))
         self._kinds = list(kinds)
         # What was deleted since the index was made is nobody's.
@@ -141,6 +172,16 @@ class _Owners:
         import numpy as np
 
         return np.array([access.allows(*kind) for kind in self._kinds] + [False], dtype=np.float32)[self._of]
+
+    def sees_all(self, access: Access) -> bool:
+        """Whether a caller may find every chunk."""
+        return all(access.allows(*kind) for kind in self._kinds)
+
+    def places(self, access: Access) -> Any:
+        """Return the places of the chunks that may be found."""
+        import numpy as np
+
+        return np.flatnonzero(self.mask(access))
 
 
 def _allowed(access: Access) -> str:

@@ -6,7 +6,7 @@ import functools
 import operator
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,23 @@ _SCRIPT = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
 # A run of CJK begins a new piece also where no space parts it from a number or a Latin name.
 _PIECE = re.compile(rf"[{_SCRIPT}]+|[^\W_{_SCRIPT}]+")
 _CJK = re.compile(rf"[{_SCRIPT}]")
+_FIRST = "\u3040"  # of the script
+_STEMS = 32_768  # words whose stems are kept
 
 
 @functools.cache
-def _stemmer() -> Any:
+def _stem() -> Callable[[str], str]:
     import Stemmer
 
-    return Stemmer.Stemmer("english")
+    return functools.lru_cache(_STEMS)(Stemmer.Stemmer("english").stemWord)
 
 
 def tokens(text: str) -> list[str]:
     """Return the search terms of a text: stems, and of each run of CJK its characters, then its pairs of characters."""
-    stem = _stemmer().stemWord
+    stem = _stem()
     terms: list[str] = []
-    for piece in _PIECE.findall(unicodedata.normalize("NFKC", text).lower()):
-        if _CJK.match(piece):
+    for piece in _PIECE.findall((text if text.isascii() else unicodedata.normalize("NFKC", text)).lower()):
+        if piece[0] >= _FIRST and _CJK.match(piece):
             terms += piece
             terms += map(operator.add, piece, piece[1:])
         else:

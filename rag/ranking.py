@@ -11,7 +11,7 @@ import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -58,7 +58,10 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Chunks by id, with the cosine similarity of those that vectors found and the BM25 score of those that words found."""
+    """The cosine similarity of chunks that vectors found, by id, and the BM25 score of those that words found.
+
+    `documents` holds the chunks themselves, at least the best RERANKED by fusion that are still there.
+    """
 
     documents: dict[str, Document]
     cosines: dict[str, float]
@@ -86,7 +89,7 @@ def scale(found: Candidates) -> dict[str, tuple[float, float]]:
     low, high = min(found.cosines.values(), default=0.0), max(found.cosines.values(), default=0.0)
     dense = {name: (cosine - low) / (high - low) if high > low else 1.0 for name, cosine in found.cosines.items()}
     best = max(found.words.values(), default=0.0) or 1.0
-    return {name: (dense.get(name, 0.0), found.words.get(name, 0.0) / best) for name in found.documents}
+    return {name: (dense.get(name, 0.0), found.words.get(name, 0.0) / best) for name in found.cosines | found.words}
 
 
 def fuse(scaled: Mapping[str, tuple[float, float]], dense_weight: float) -> list[str]:
@@ -99,25 +102,29 @@ def fuse(scaled: Mapping[str, tuple[float, float]], dense_weight: float) -> list
 
 @dataclass(frozen=True)
 class Ranked:
-    """A chunk, what it is ordered by, the estimate from 0 to 1 that it answers, and its terms."""
+    """A chunk, what it is ordered by, and the estimate from 0 to 1 that it answers."""
 
     document: Document
     order: float
     relevance: float
-    terms: frozenset[str]
+
+    @functools.cached_property
+    def terms(self) -> frozenset[str]:
+        """The terms of the chunk and of its headings."""
+        return frozenset(tokens(self.document.page_content) + tokens(_heading(self.document)))
 
 
 def rank(found: Candidates, question: str, *, dense_weight: float, rerank: bool) -> list[Ranked]:
     """Return the best RERANKED of the candidates, best first: by fusion, or in the better order of the lexical reranker."""
     weights, scaled = load_weights(), scale(found)
-    names = fuse(scaled, dense_weight)[:RERANKED]
+    names = [name for name in fuse(scaled, dense_weight)[:RERANKED] if name in found.documents]
     ranked: list[Ranked] = []
-    for name, (features, terms) in zip(names, measure(found, scaled, question, names), strict=True):
+    for name, features in zip(names, measure(found, scaled, question, names), strict=True):
         dense, words = scaled[name]
         order = dense_weight * dense + (1 - dense_weight) * words
         if rerank:
             order += LEXICAL_SHARE * _sum(weights.order, features)
-        ranked.append(Ranked(found.documents[name], order, _odds(weights.bias + _sum(weights.relevance, features)), terms))
+        ranked.append(Ranked(found.documents[name], order, _odds(weights.bias + _sum(weights.relevance, features))))
     return sorted(ranked, key=lambda one: -one.order) if rerank else ranked
 
 
@@ -171,50 +178,62 @@ def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:
 
 def measure(
     found: Candidates, scaled: Mapping[str, tuple[float, float]], question: str, names: Sequence[str]
-) -> list[tuple[tuple[float, ...], frozenset[str]]]:
-    """Return FEATURES and terms of each named candidate.
+) -> list[tuple[float, ...]]:
+    """Return FEATURES of each named candidate.
 
     How rare a term is, is counted among these candidates: every store can tell, and no word leaks of what a caller may not find.
     """
     asked = tokens(question)
-    read = [_Reading.of(found.documents[name]) for name in names]
-    count = Counter(term for one in read for term in one.terms.intersection(asked))
-    idf = {term: math.log1p((len(read) - count[term] + 0.5) / (count[term] + 0.5)) for term in set(asked)}
+    sought = frozenset(asked), frozenset(pairwise(asked))
+    read = [_Reading.of(found.documents[name], *sought) for name in names]
+    count = Counter(term for one in read for term in one.terms)
+    idf = {term: math.log1p((len(read) - count[term] + 0.5) / (count[term] + 0.5)) for term in dict.fromkeys(asked)}
     pairs = {pair: idf[pair[0]] + idf[pair[1]] for pair in pairwise(asked)}
+    all_terms, all_pairs = sum(idf.values()) or 1.0, sum(pairs.values()) or 1.0
     lowest = min(found.cosines.values(), default=0.0)
 
-    def share(terms: Collection[str]) -> float:
-        return sum(weight for term, weight in idf.items() if term in terms) / (sum(idf.values()) or 1.0)
+    @functools.cache
+    def share(terms: frozenset[str]) -> float:
+        return sum(weight for term, weight in idf.items() if term in terms) / all_terms
 
     # Where no chunk holds much of the question, the best by words is no match, only the best.
     covered = max((share(one.terms) for one in read), default=0.0)
-
-    def measured(name: str, one: _Reading) -> tuple[float, ...]:
-        neighbours = {pair for sentence in one.sentences for pair in pairwise(sentence)}
-        return (
+    return [
+        (
             scaled[name][1] * covered,
             share(one.terms),
-            max((share(set(sentence)) for sentence in one.sentences), default=0.0),
-            sum(weight for pair, weight in pairs.items() if pair in neighbours) / (sum(pairs.values()) or 1.0),
-            math.log1p(sum(map(len, one.sentences))),
+            max(map(share, one.sentences), default=0.0),
+            sum(weight for pair, weight in pairs.items() if pair in one.pairs) / all_pairs,
+            math.log1p(one.length),
             found.cosines.get(name, lowest),
         )
-
-    return [(measured(name, one), one.terms) for name, one in zip(names, read, strict=True)]
+        for name, one in zip(names, read, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
 class _Reading:
-    """The terms of a chunk, by sentence, and all of them with those of its headings."""
+    """What a chunk holds of a question: terms, also in its headings; those of each sentence; neighbours. And its own length."""
 
-    sentences: list[list[str]]
     terms: frozenset[str]
+    sentences: frozenset[frozenset[str]]
+    pairs: frozenset[tuple[str, str]]
+    length: int
 
     @classmethod
-    def of(cls, document: Document) -> _Reading:
+    def of(cls, document: Document, terms: frozenset[str], pairs: frozenset[tuple[str, str]]) -> _Reading:
         sentences = [tokens(part) for part in _SENTENCE.split(document.page_content)]
-        heading = tokens(document.metadata.get("heading", ""))
-        return cls(sentences, frozenset(heading).union(*sentences))
+        held = [terms.intersection(sentence) for sentence in sentences]
+        # A set is asked for each of the sentence's neighbours; to make a set of these would take most of the time.
+        beside = [pairs.intersection(pairwise(sentence)) for sentence, some in zip(sentences, held, strict=True) if some]
+        return cls(
+            terms.intersection(tokens(_heading(document))).union(*held), frozenset(held), frozenset().union(*beside),
+            sum(map(len, sentences)),
+        )  # fmt: skip
+
+
+def _heading(document: Document) -> str:
+    return document.metadata.get("heading", "")
 
 
 def _sum(weights: Mapping[str, float], features: Sequence[float]) -> float:

@@ -12,7 +12,8 @@ from pydantic import ConfigDict
 
 from rag.access import Access
 from rag.chunks import rejoined
-from rag.ranking import Candidates, Ranking, diversify, rank, reranked
+from rag.embedding import MAX_CHARACTERS
+from rag.ranking import RERANKED, Candidates, Ranking, diversify, fuse, rank, reranked, scale
 from rag.store import ChunkStore
 
 if TYPE_CHECKING:
@@ -41,17 +42,24 @@ class HybridRetriever(BaseRetriever):
         return await asyncio.to_thread(self.search, query, vector)
 
     def search(self, query: str, vector: list[float]) -> list[Document]:
-        """Return the best `top_k` chunks, best first, with their `score` (0 to 1) in the metadata."""
+        """Return the best `top_k` chunks, best first, with their `score` (0 to 1) in the metadata.
+
+        Of a longer query the first MAX_CHARACTERS count, for words as for vectors.
+        """
+        query = query[:MAX_CHARACTERS]
         return self.widened(self.rank(query, self.candidates(query, vector)))
 
     def candidates(self, query: str, vector: list[float]) -> Candidates:
-        """Return the chunks that words or vectors find."""
+        """Return what words or vectors find, with the chunks themselves as far as `rank` looks at them."""
         near = self.store.nearest(vector, CANDIDATES, self.access)
         words = self.store.matching(query, CANDIDATES, self.access)
-        documents = {str(document.id): document for document, _ in near}
-        missing = [identity for identity in words if identity not in documents]
-        documents |= {str(document.id): document for document in self.store.get_by_ids(missing)}
-        return Candidates(documents, {str(document.id): score for document, score in near}, words)
+        found = Candidates(
+            {str(document.id): document for document, _ in near}, {str(document.id): score for document, score in near}, words
+        )
+        best = fuse(scale(found), self.dense_weight)[:RERANKED]
+        missing = [identity for identity in best if identity not in found.documents]
+        found.documents.update({str(document.id): document for document in self.store.get_by_ids(missing)})
+        return found
 
     def widened(self, chosen: list[Document]) -> list[Document]:
         """Return passages with their neighbours of the same section in their text; what one has shown, the next leaves out."""

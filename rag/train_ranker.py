@@ -80,7 +80,7 @@ def queries_of(judged: Judged, bench: Indexed, asked: Judged, vectors: dict[str,
         scaled = scale(candidates)
         names = fuse(scaled, DENSE_WEIGHT)
         best = names[:RERANKED]
-        features = [measured for measured, _ in measure(candidates, scaled, text, best)]
+        features = measure(candidates, scaled, text, best)
         grades = asked.grades[name] if every else {}
         documents = [bench.documents[chunk] for chunk in names]
         found.append(

@@ -12,6 +12,7 @@ from services.errors import InvalidRequest
 from services.parameters import SamplingParameters
 
 DONE = b"data: [DONE]\n\n"
+MAX_QUERY = 8_000  # characters; twice what a search reads
 
 
 class TextPart(BaseModel):
@@ -151,7 +152,7 @@ class SearchRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     model: str = Field(min_length=1)
-    query: str = Field(min_length=1)
+    query: str = Field(min_length=1, max_length=MAX_QUERY)
     top_k: int | None = Field(default=None, ge=1, le=50)
     user: str | None = None
 
@@ -183,7 +184,7 @@ class VectorStoreSearchRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    query: str = Field(min_length=1)
+    query: str = Field(min_length=1, max_length=MAX_QUERY)
     max_num_results: int = Field(default=10, ge=1, le=50)
 
 

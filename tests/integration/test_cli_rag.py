@@ -1,13 +1,21 @@
 """`ekiben rag` as a user runs it: an index's versions and its moves, in the model store and on a real server."""
 
 import json
-import os  # noqa: TID251  a store of one's own for the commands
+import os  # noqa: TID251  a store of one's own for the command
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from bentoml._internal.configuration.containers import BentoMLContainer
+from bentoml._internal.models import ModelStore
+from typer.testing import CliRunner
 
+from services.cli import app
+from services.cli.console import err, out
+
+# Of what BentoML imports, when it makes a model.
+pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern")
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = """name: {name}
 model: {{name: m, source: 'pypi:m==1'}}
@@ -19,8 +27,10 @@ routes: {{r: {{prompt: p, policy: g, collection: docs}}}}
 
 
 @pytest.fixture
-def box(tmp_path):
-    """A bundle in a folder, and its commands."""
+def box(tmp_path, monkeypatch):
+    """A bundle in a folder, and its commands, in this process: each of its own would spend its time on imports."""
+    for console in (err, out):
+        monkeypatch.setattr(console, "_width", 200)
     (tmp_path / "docs").mkdir()
     (tmp_path / "p.yaml").write_text("system: s {{ passages }}\n")
     (tmp_path / "g.yaml").write_text("")
@@ -39,10 +49,14 @@ def box(tmp_path):
                 (tmp_path / "bundle.lock").write_text(json.dumps({"name": name, "model": "m:1"}))
 
         def __call__(self, *arguments, code=0):
-            environment = {**os.environ, **self.variables, "BENTOML_HOME": str(tmp_path / "bentoml"), "COLUMNS": "200"}
-            command = [sys.executable, "-m", "services.cli", "rag", *arguments, "--bundle", str(tmp_path / "bundle.yaml")]
-            done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
-            assert done.returncode == code, done.stderr
+            # The store makes its folders when it is opened; one that was moved away is a new one.
+            store = tmp_path / "bentoml" / "models"
+            store.mkdir(parents=True, exist_ok=True)
+            with BentoMLContainer.model_store.patch(ModelStore(store)), pytest.MonkeyPatch.context() as patch:
+                for name, value in self.variables.items():
+                    patch.setenv(name, value)
+                done = CliRunner().invoke(app, ["rag", *arguments, "--bundle", str(tmp_path / "bundle.yaml")])
+            assert done.exit_code == code, done.output
             return done
 
         def versions(self):
@@ -132,6 +146,17 @@ def test_a_server_that_is_not_there_is_said_in_one_line(box, url):
         told = box(*arguments, code=1).stderr.strip()
         assert "see that it runs" in told
         assert "Traceback" not in told
+
+
+def test_the_command_itself_ends_with_1_and_one_line(box, tmp_path):
+    box.write("It opens at nine.", store="http://127.0.0.1:1")
+    command = [sys.executable, "-m", "services.cli", "rag", "versions", "docs", "--bundle", str(tmp_path / "bundle.yaml")]
+    environment = {**os.environ, "BENTOML_HOME": str(tmp_path / "bentoml"), "COLUMNS": "200"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "see that it runs" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_passwords_come_from_the_environment(box, postgres_url):

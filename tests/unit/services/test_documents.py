@@ -66,6 +66,8 @@ async def test_an_attack_is_refused(http, papers):
         ({"model": "nobody", "query": "x"}, 404, "does not exist"),
         ({"model": "ask"}, 400, "Missing required parameter: query"),
         ({"model": "ask", "query": "x", "top_k": 51}, 400, "top_k"),
+        ({"model": "ask", "query": "x" * 8_001}, 400, "query"),
+        ({"model": "ask", "query": "x" * 100_000}, 413, "The body is over"),
         ({"model": "ask", "query": "x", "tenant": "other"}, 400, "Unrecognized request argument supplied: tenant"),
     ],
 )
