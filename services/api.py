@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from services import documents
+from services import documents, files
 from services.admin import admin_routes
 from services.caller import ANYBODY, Caller, CallerHeaders
 from services.errors import BodyTooLarge, EkibenError, InvalidRequest, UnknownModel
@@ -63,13 +63,15 @@ class Parts:
     callers: CallerHeaders = field(default_factory=CallerHeaders)
     desks: Mapping[str, documents.Desk] = field(default_factory=dict)
     """Where documents of a collection are handed in."""
+    cabinet: files.Cabinet | None = None
 
 
 class _Reply:
     """One answer under way: knows whether its head has left."""
 
-    def __init__(self, send: Send, caller: Caller = ANYBODY, named: dict[str, str] | None = None) -> None:
+    def __init__(self, send: Send, caller: Caller = ANYBODY, named: dict[str, str] | None = None, content_type: str = "") -> None:
         self._send = send
+        self.content_type = content_type
         self.caller = caller
         self.named = named or {}
         """The parts of path and query that have names."""
@@ -105,16 +107,17 @@ _Handler = Callable[[Parts, bytes, _Reply], Awaitable[None]]
 class _Endpoint:
     """An ASGI app around a handler: reads the body, watches for the caller's leaving, shapes errors."""
 
-    def __init__(self, handler: _Handler) -> None:
+    def __init__(self, handler: _Handler, longest: Callable[[Parts, _Reply], int] | None = None) -> None:
         self._handler = handler
+        self._longest = longest or (lambda parts, _: parts.max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         parts: Parts = scope["app"].state.parts
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         named = dict(parse_qsl(scope["query_string"].decode("latin-1"))) | scope.get("path_params", {})
-        reply = _Reply(send, parts.callers.read(headers), named)
+        reply = _Reply(send, parts.callers.read(headers), named, headers.get("content-type", ""))
         try:
-            body = await _read(receive, parts.max_body_bytes)
+            body = await _read(receive, self._longest(parts, reply))
         except EkibenError as error:
             await reply.whole(error.status, error.body(), error.headers())
             return
@@ -222,7 +225,8 @@ async def _search(parts: Parts, body: bytes, reply: _Reply) -> None:
 
 
 async def _search_store(parts: Parts, body: bytes, reply: _Reply) -> None:
-    await reply.whole(200, await documents.search_store(parts.pipeline, reply.named["name"], body, reply.caller))
+    kept = parts.cabinet.files if parts.cabinet else None
+    await reply.whole(200, await documents.search_store(parts.pipeline, reply.named["name"], body, reply.caller, kept))
 
 
 async def _documents(parts: Parts, _body: bytes, reply: _Reply) -> None:
@@ -236,6 +240,17 @@ async def _add_documents(parts: Parts, body: bytes, reply: _Reply) -> None:
 async def _delete_document(parts: Parts, _body: bytes, reply: _Reply) -> None:
     model, name = _asked(reply, "model"), reply.named["name"]
     await reply.whole(200, await documents.remove(parts.pipeline, parts.desks, model, name, reply.caller))
+
+
+def _filing(parts: Parts, reply: _Reply, body: bytes = b"") -> files.Asked:
+    return files.Asked(parts.pipeline, parts.desks, parts.cabinet, reply.caller, reply.named, body, reply.content_type)
+
+
+def _of_files(answer: Callable[[files.Asked], Awaitable[dict[str, Any]]]) -> _Handler:
+    async def handler(parts: Parts, body: bytes, reply: _Reply) -> None:
+        await reply.whole(200, await answer(_filing(parts, reply, body)))
+
+    return handler
 
 
 def _asked(reply: _Reply, name: str) -> str:
@@ -322,6 +337,12 @@ def create_app(compose: Callable[[], AbstractAsyncContextManager[Parts]]) -> Sta
         Route("/v1/vector_stores", _stores, methods=["GET"]),
         Route("/v1/vector_stores/{name}", _store, methods=["GET"]),
         Route("/v1/vector_stores/{name}/search", _Endpoint(_search_store), methods=["POST"]),
+        Route(
+            "/v1/files",
+            _Endpoint(_of_files(files.upload), lambda parts, reply: files.longest_upload(_filing(parts, reply))),
+            methods=["POST"],
+        ),
+        *(Route(path, _Endpoint(_of_files(answer)), methods=[method]) for method, path, answer in files.ENDPOINTS),
         Route("/v1/models", _models, methods=["GET"]),
         Route("/v1/models/{name:path}", _model, methods=["GET"]),
         *admin_routes(),

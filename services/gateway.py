@@ -32,6 +32,7 @@ from guards.pii import ENTITIES, Span, find_pii
 from models.layers import linear_layers
 from rag.collection import GrowingCollection, Searchable
 from rag.embedding import DIMENSIONS, CallableEmbeddings, MultilingualE5
+from rag.files import Files
 from rag.index import Recipe
 from rag.uploads import Uploads
 from services.api import EmbeddingModel, Parts, create_app
@@ -49,6 +50,7 @@ from services.engine import (
     vllm_environment,
 )
 from services.engine_client import EngineClient, EngineWatch
+from services.files import Cabinet
 from services.indexes import open_collection, open_index
 from services.layout import this_machine
 from services.lock import read_lock
@@ -245,7 +247,8 @@ async def compose() -> AsyncGenerator[Parts]:
         async with slots.running(lock.adapter_versions()):
             pipeline = Pipeline(routes, engine, telemetry, collections, detectors)
             embedding = EmbeddingModel(embedder, DIMENSIONS, embed)
-            yield Parts(pipeline, embedding, settings.max_body_bytes, slots, token, callers, desks)
+            files = Files(settings.files(lock.name), most=settings.max_files, most_bytes=settings.max_file_bytes)
+            yield Parts(pipeline, embedding, settings.max_body_bytes, slots, token, callers, desks, Cabinet(files))
     await warming
     for collection in collections.values():
         collection.close()
