@@ -95,16 +95,20 @@ class Files:
         """Return what is in a file; raises FileNotFoundError when it was deleted meanwhile."""
         return (self._of(file.tenant) / file.id / _CONTENT).read_bytes()
 
-    def attach(self, file: StoredFile, collection: str, attachment: Attachment | None) -> None:
-        """Note what became of a file in a collection, None when it is not there any more; raises UploadsBusy."""
+    def attach(self, file: StoredFile, collection: str, attachment: Attachment | None) -> bool:
+        """Note what became of a file in a collection, None when it is not there any more; returns whether there is the file.
+
+        Raises UploadsBusy.
+        """
         with self._locked(file.tenant):
             now = self.get(file.tenant, file.id)
             if now is None:
-                return
+                return False
             attached = {name: one for name, one in now.attached.items() if name != collection}
             if attachment is not None:
                 attached[collection] = attachment
             _write(self._of(file.tenant) / file.id, replace(now, attached=attached))
+        return True
 
     def delete(self, file: StoredFile) -> None:
         """Delete a file; raises UploadsBusy."""

@@ -172,7 +172,9 @@ async def _attach(asked: Asked) -> dict[str, Any]:
     code = "invalid_file" if _kind(file) in READERS else "unsupported_file"
     given = {name: value for name, value in request.attributes.model_dump().items() if value}
     attachment = Attachment(time.time(), labels, given, (code, failed) if failed else None)
-    await _stored(asked.open.files.attach, file, route.collection, attachment)
+    if not await _stored(asked.open.files.attach, file, route.collection, attachment):
+        await changed(desk.uploads.remove, file.tenant, file.id)  # it was deleted meanwhile
+        raise _unknown(file.id, "file_id")
     log.info(
         "file attached", route=route.name, tenant=asked.caller.tenant, roles=sorted(asked.caller.roles), file=file.id,
         failed=bool(failed),
@@ -185,7 +187,11 @@ async def _read(asked: Asked, file: StoredFile, request: VectorStoreFileRequest,
     if _kind(file) not in READERS:
         raise Unreadable(f"unknown kind {_kind(file) or file.name!r}; readable are {', '.join(READERS)}")
     async with asked.open.reading:
-        reading = await asyncio.to_thread(lambda: read_apart(asked.open.files.content(file), _kind(file)))
+        try:
+            data = await asyncio.to_thread(asked.open.files.content, file)
+        except FileNotFoundError:
+            raise _unknown(file.id, "file_id") from None
+        reading = await asyncio.to_thread(read_apart, data, _kind(file))
     if sum(len(block.text) for section in reading.sections for block in section.blocks) > LONGEST_DOCUMENT:
         raise Unreadable(f"over {LONGEST_DOCUMENT} characters; split it")
     given = request.attributes
@@ -238,8 +244,12 @@ async def _mine(asked: Asked, identity: str, param: str = "id") -> StoredFile:
     roles = asked.roles
     file = await asyncio.to_thread(asked.open.files.get, asked.caller.tenant, identity)
     if file is None or not file.roles & roles:
-        raise UnknownDocument(f"No such File object: {identity[:64]}", param=param)
+        raise _unknown(identity, param)
     return file
+
+
+def _unknown(identity: str, param: str) -> UnknownDocument:
+    return UnknownDocument(f"No such File object: {identity[:64]}", param=param)
 
 
 _Result = TypeVar("_Result")

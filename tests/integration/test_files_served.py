@@ -62,8 +62,8 @@ class Adapters:
 class Box:
     """A served box, and clients of it."""
 
-    def __init__(self, http, shelf):
-        self.http, self.shelf = http, shelf
+    def __init__(self, http, shelf, files):
+        self.http, self.shelf, self.files = http, shelf, files
 
     def client(self, headers):
         return openai.AsyncOpenAI(
@@ -124,7 +124,7 @@ async def box(folder, tmp_path):
     app = create_app(compose)
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, timeout=120) as http:
-        yield Box(http, uploads)
+        yield Box(http, uploads, files)
 
 
 def pdf(*pages, password=None):
@@ -285,6 +285,22 @@ async def test_removed_as_a_document_it_is_attached_no_more(box):
     (await box.http.delete(f"http://box/v1/rag/documents/{file.id}?model=ask", headers=HR)).raise_for_status()
 
     assert [one async for one in client.vector_stores.files.list("ask")] == []
+
+
+async def test_deleted_while_it_is_read_it_is_not_added(box, monkeypatch):
+    client = box.client(HR)
+    file = await client.files.create(file=("a.md", b"Parking costs 7777 francs."), purpose="assistants")
+    put = Uploads.put
+
+    def slowly(shelf, uploads):
+        [mine] = box.files.all("acme")
+        box.files.delete(mine)
+        return put(shelf, uploads)
+
+    monkeypatch.setattr(Uploads, "put", slowly)
+    with pytest.raises(openai.NotFoundError):
+        await client.vector_stores.files.create(vector_store_id="ask", file_id=file.id)
+    assert box.shelf.all() == []
 
 
 async def test_lists_have_pages(box):

@@ -49,8 +49,8 @@ def test_deleting(files):
     file = files.put("acme", "a.md", "assistants", HR, b"text")
     files.delete(file)
     files.delete(file)
-    files.attach(file, "papers", Attachment(5.0))
 
+    assert not files.attach(file, "papers", Attachment(5.0))
     assert files.all("acme") == []
     assert not list(files._of("acme").glob("*file-*"))
 
