@@ -70,6 +70,10 @@ class Collection:
             if one.get("chunks") and (access is None or access.allows(one["tenant"], frozenset(one["labels"])))
         }
 
+    def version(self) -> str | None:
+        """Return what changes when the documents do while the box serves, None where they cannot. Raises StoreError."""
+        return self._versions.current() if self._versions is not None else None
+
     def _follow(self, versions: Versions) -> None:
         """Go where the pointer points."""
         opened, retriever = self._searched
@@ -101,6 +105,8 @@ class Searchable(Protocol):
 
     def documents(self, access: Access | None) -> dict[str, dict[str, Any]]: ...  # noqa: D102
 
+    def version(self) -> str | None: ...  # noqa: D102
+
     def fit(self, passages: list[Passage], question: str = "") -> Context: ...  # noqa: D102
 
     def close(self) -> None: ...  # noqa: D102
@@ -123,6 +129,11 @@ class GrowingCollection:
         """As a collection's."""
         added = self._now()
         return self.collection.documents(access) | (added.documents(access) if added else {})
+
+    def version(self) -> str | None:
+        """As a collection's."""
+        added = self.uploads.index()
+        return f"{self.collection.version()}+{added.name if added else None}"
 
     def fit(self, passages: list[Passage], question: str = "") -> Context:
         """As a collection's."""

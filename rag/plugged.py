@@ -58,6 +58,10 @@ class PluggedCollection:
         """Return nothing: a retriever does not tell what there is."""
         return {}
 
+    def version(self) -> str | None:
+        """Return nothing: a retriever does not tell when its documents change."""
+        return None
+
     def fit(self, passages: list[Passage], question: str = "") -> Context:
         """As a collection's."""
         return fitted(passages, question, self._budget, self._order, self._kept_share)

@@ -41,6 +41,8 @@ class Upload:
     labels: tuple[str, ...] = ()
     language: str = ""
     date: str = ""
+    kind: str = ""
+    """How its text is read: a suffix in ROW_KINDS, nothing for plain text."""
 
     @property
     def source(self) -> str:
@@ -50,14 +52,14 @@ class Upload:
     def row(self) -> str:
         """Return it as a line of a collection."""
         told = {"source": f"uploads/{self.tenant}", "id": self.id, "tenant": self.tenant, "labels": list(self.labels)}
-        rest = {"title": self.title, "language": self.language, "date": self.date}
+        rest = {"title": self.title, "language": self.language, "date": self.date, "kind": self.kind}
         given = {name: value for name, value in rest.items() if value}
         return json.dumps({**told, **given, "text": self.text}, ensure_ascii=False) + "\n"
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> Upload:
         """Read it back."""
-        given = {name: row[name] for name in ("title", "language", "date") if name in row}
+        given = {name: row[name] for name in ("title", "language", "date", "kind") if name in row}
         return cls(row["id"], row["tenant"], row["text"], labels=tuple(row["labels"]), **given)
 
 
@@ -139,6 +141,10 @@ class Uploads:
         """Return every document, in order of tenants and ids."""
         rows = [json.loads(path.read_bytes()) for path in (self._folder / _ROWS).glob("*.jsonl")]
         return sorted((Upload.of(row) for row in rows), key=lambda upload: (upload.tenant, upload.id))
+
+    def has(self, tenant: str, identity: str) -> bool:
+        """Whether a tenant has a document of that id."""
+        return self._path(tenant, identity).is_file()
 
     def index(self) -> Path | None:
         """Return the folder of the index as it is now, None where there is nothing."""

@@ -214,9 +214,50 @@ def as_events(body: dict[str, Any], *, keep_usage: bool) -> Iterator[dict[str, A
             said, nothing = {"text": choice.get("text", "")}, {"text": ""}
         yield {**head, "choices": [{"index": index, **said, "finish_reason": None}]}
         end = {"index": index, **nothing, "finish_reason": choice.get("finish_reason")}
-        yield {**head, "choices": [end], "ekiben": body["ekiben"]}
+        yield {**head, "choices": [end], **_only(body, ("ekiben",))}
     if keep_usage and "usage" in body:
         yield {**head, "choices": [], "usage": body["usage"]}
+
+
+def without_usage(event: dict[str, Any]) -> dict[str, Any] | None:
+    """Return an event for a caller who did not ask for usage, None where nothing else is in it."""
+    if "usage" not in event:
+        return event
+    rest = {name: value for name, value in event.items() if name != "usage"}
+    return rest if event.get("choices") else None
+
+
+def text_of(choice: dict[str, Any]) -> str:
+    """Return what a choice of a whole answer says."""
+    return str(choice.get("message", choice).get("content" if "message" in choice else "text") or "")
+
+
+class Gathered:
+    """The events of one stream, put together to a whole answer again."""
+
+    def __init__(self) -> None:
+        self._head: dict[str, Any] = {}
+        self._choices: dict[int, dict[str, Any]] = {}
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Add an event."""
+        self._head |= {name: value for name, value in event.items() if name != "choices"}
+        for part in event.get("choices", ()):
+            chat = "delta" in part
+            index = part.get("index", 0)
+            choice = self._choices.setdefault(index, {"index": index, **({"message": {}} if chat else {"text": ""})})
+            said = choice["message"] if chat else choice
+            for name, value in (part.get("delta") or {} if chat else _only(part, ("text",))).items():
+                said[name] = (said.get(name) or "") + value if name in TEXT_FIELDS and isinstance(value, str) else value
+            for name in ("finish_reason", "stop_reason"):
+                if part.get(name) is not None:
+                    choice[name] = part[name]
+
+    def body(self) -> dict[str, Any]:
+        """Return the whole answer."""
+        chat = any("message" in choice for choice in self._choices.values())
+        kind = "chat.completion" if chat else "text_completion"
+        return {**self._head, "object": kind, "choices": [self._choices[index] for index in sorted(self._choices)]}
 
 
 # Where answers are guarded, only these fields leave: anything else (token ids, logprobs) might show what was hidden.

@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from services import documents
+from services import documents, files
 from services.admin import admin_routes
 from services.admin_keys import key_routes
 from services.auth import Auth
@@ -66,13 +66,17 @@ class Parts:
     """Who is let in; as it is made without arguments, nobody."""
     desks: Mapping[str, documents.Desk] = field(default_factory=dict)
     """Where documents of a collection are handed in."""
+    cabinet: files.Cabinet | None = None
 
 
 class _Reply:
     """One answer under way: knows whether its head has left."""
 
-    def __init__(self, send: Send, named: dict[str, str] | None = None) -> None:
+    def __init__(self, send: Send, named: dict[str, str] | None = None, content_type: str = "") -> None:
         self._send = send
+        self.content_type = content_type
+        self.fresh = False
+        """Whether the caller wants no answer from the cache."""
         self.caller: Caller = ANYBODY
         self.named = named or {}
         """The parts of path and query that have names."""
@@ -108,21 +112,23 @@ _Handler = Callable[[Parts, bytes, _Reply], Awaitable[None]]
 class _Endpoint:
     """An ASGI app around a handler: asks who it is, reads the body, watches for the caller's leaving, shapes errors."""
 
-    def __init__(self, handler: _Handler) -> None:
+    def __init__(self, handler: _Handler, longest: Callable[[Parts, _Reply], int] | None = None) -> None:
         self._handler = handler
+        self._longest = longest or (lambda parts, _: parts.max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         parts: Parts = scope["app"].state.parts
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         named = dict(parse_qsl(scope["query_string"].decode("latin-1"))) | scope.get("path_params", {})
-        reply = _Reply(send, named)
+        reply = _Reply(send, named, headers.get("content-type", ""))
+        reply.fresh = "no-cache" in headers.get("cache-control", "") or headers.get("x-ekiben-cache") == "bypass"
         body: bytes | None = None
 
         async def admitted() -> None:
             nonlocal body
             # Before the body: who is not let in is not read either.
             reply.caller = await parts.auth.caller(headers, (scope.get("client") or (None,))[0])
-            body = await _read(receive, parts.max_body_bytes)
+            body = await _read(receive, self._longest(parts, reply))
 
         if not await _shaped(reply, admitted()):
             return
@@ -189,7 +195,8 @@ async def _gone(receive: Receive) -> None:
 
 async def _generate(parts: Parts, request: ChatRequest | CompletionRequest, reply: _Reply) -> None:
     route = parts.pipeline.route(request, reply.caller)
-    record, versions = Record(route.name, id=reply.request_id), _version_headers(route.versions())
+    record = Record(route.name, id=reply.request_id, fresh=reply.fresh)
+    versions = _version_headers(route.versions())
     if not request.stream:
         body = await parts.pipeline.answer(request, route, record)
         await reply.whole(200, body, versions | record.headers)
@@ -238,7 +245,8 @@ async def _search(parts: Parts, body: bytes, reply: _Reply) -> None:
 
 
 async def _search_store(parts: Parts, body: bytes, reply: _Reply) -> None:
-    await reply.whole(200, await documents.search_store(parts.pipeline, reply.named["name"], body, reply.caller))
+    kept = parts.cabinet.files if parts.cabinet else None
+    await reply.whole(200, await documents.search_store(parts.pipeline, reply.named["name"], body, reply.caller, kept))
 
 
 async def _documents(parts: Parts, _body: bytes, reply: _Reply) -> None:
@@ -252,6 +260,17 @@ async def _add_documents(parts: Parts, body: bytes, reply: _Reply) -> None:
 async def _delete_document(parts: Parts, _body: bytes, reply: _Reply) -> None:
     model, name = _asked(reply, "model"), reply.named["name"]
     await reply.whole(200, await documents.remove(parts.pipeline, parts.desks, model, name, reply.caller))
+
+
+def _filing(parts: Parts, reply: _Reply, body: bytes = b"") -> files.Asked:
+    return files.Asked(parts.pipeline, parts.desks, parts.cabinet, reply.caller, reply.named, body, reply.content_type)
+
+
+def _of_files(answer: Callable[[files.Asked], Awaitable[dict[str, Any]]]) -> _Handler:
+    async def handler(parts: Parts, body: bytes, reply: _Reply) -> None:
+        await reply.whole(200, await answer(_filing(parts, reply, body)))
+
+    return handler
 
 
 def _asked(reply: _Reply, name: str) -> str:
@@ -334,6 +353,12 @@ def create_app(compose: Callable[[], AbstractAsyncContextManager[Parts]]) -> Sta
         Route("/v1/vector_stores", _Endpoint(_stores), methods=["GET"]),
         Route("/v1/vector_stores/{name}", _Endpoint(_store), methods=["GET"]),
         Route("/v1/vector_stores/{name}/search", _Endpoint(_search_store), methods=["POST"]),
+        Route(
+            "/v1/files",
+            _Endpoint(_of_files(files.upload), lambda parts, reply: files.longest_upload(_filing(parts, reply))),
+            methods=["POST"],
+        ),
+        *(Route(path, _Endpoint(_of_files(answer)), methods=[method]) for method, path, answer in files.ENDPOINTS),
         Route("/v1/models", _Endpoint(_models), methods=["GET"]),
         Route("/v1/models/{name:path}", _Endpoint(_model), methods=["GET"]),
         *admin_routes(),

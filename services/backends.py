@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -42,9 +42,6 @@ REPETITION = {"min_pattern_size": 2, "max_pattern_size": 64, "min_count": 4}
 """In tokens: vLLM ends an answer that says so much so often without a break."""
 # What says nothing about the request, but about our standing there.
 _THEIRS = frozenset({401, 402, 403, 404, 408, 409, 425, 429})
-Saved = Callable[[], Awaitable[dict[str, Any] | None]]
-"""Looks for an answer of before, where every target has failed."""
-
 
 _OWN = Target()
 
@@ -93,10 +90,10 @@ class Backends:
         self._attempts = Attempts(Breakers(told=self.telemetry.circuit), judge=_judge, told=self._told)
 
     def asked(
-        self, route: Route, record: Record, *, question: str = "", user: str | None = None, saved: Saved | None = None
+        self, route: Route, record: Record, *, question: str = "", user: str | None = None, spare: dict[str, Any] | None = None
     ) -> Asked:
-        """Return what answers one request of a route: `user` keeps to one target by weight, `question` may be hard or not."""
-        return Asked(self, route, record, question, user, saved)
+        """Return what answers one request: `user` keeps to one target by weight, `spare` is said when nothing else answers."""
+        return Asked(self, route, record, question, user, spare)
 
     @asynccontextmanager
     async def watched(self) -> AsyncGenerator[None]:
@@ -156,9 +153,9 @@ class Asked:
     """The engine of one request: asks the targets of its route, and says in its record which one answered."""
 
     def __init__(
-        self, backends: Backends, route: Route, record: Record, question: str, user: str | None, saved: Saved | None
+        self, backends: Backends, route: Route, record: Record, question: str, user: str | None, spare: dict[str, Any] | None
     ) -> None:
-        self._backends, self._route, self._record, self._saved = backends, route, record, saved
+        self._backends, self._route, self._record, self._before = backends, route, record, spare
         self._question, self._user = question, user
 
     async def complete(self, path: str, payload: dict[str, Any]) -> dict[str, Any]:
@@ -271,7 +268,7 @@ class Asked:
 
     def _attempted(self, order: Sequence[tuple[str, Target]]) -> list[Attempted]:
         told = self._route.targets
-        spares = ["cache"] if self._saved is not None else []
+        spares = ["cache"] if self._before is not None else []
         if told is not None and told.apology is not None:
             spares.append("apology")
         targets = [Attempted(name, self._route.adapter if target.upstream is None else None) for name, target in order]
@@ -280,10 +277,9 @@ class Asked:
     async def _spare(self, name: str, payload: dict[str, Any]) -> dict[str, Any]:
         """What is said where no target answers: what was said before, or an apology."""
         if name == "cache":
-            found = await self._saved() if self._saved is not None else None
-            if found is None:
+            if self._before is None:
                 raise Passed
-            return found
+            return self._before
         told = self._route.targets
         return spoken(self._route.name, (told.apology if told else None) or "", payload)
 

@@ -7,7 +7,7 @@ what this caller may see.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +21,7 @@ from services.telemetry import log
 
 if TYPE_CHECKING:
     from rag.context import Passage
+    from rag.files import Files
     from services.caller import Caller
     from services.pipeline import Pipeline
     from services.routing import Route
@@ -36,14 +37,16 @@ async def search(pipeline: Pipeline, body: bytes, caller: Caller) -> dict[str, A
     return {"object": "list", "model": route.name, "data": data, "ekiben": about}
 
 
-async def search_store(pipeline: Pipeline, name: str, body: bytes, caller: Caller) -> dict[str, Any]:
-    """Return a page of OpenAI's vector store search; raises EkibenError."""
+async def search_store(pipeline: Pipeline, name: str, body: bytes, caller: Caller, files: Files | None = None) -> dict[str, Any]:
+    """Return a page of OpenAI's vector store search, in which `files` are named as they were handed in; raises EkibenError."""
     asked = parse(VectorStoreSearchRequest, body)
     request = SearchRequest(model=store(pipeline, name, caller).name, query=asked.query, top_k=asked.max_num_results)
     found = await _found(pipeline, request, pipeline.route(request, caller))
+    named = await asyncio.to_thread(_names, found, caller.tenant, files) if files else {}
     data = [
         {
-            "file_id": passage.source, "filename": passage.source, "score": round(passage.score, 4),
+            **named.get(passage.source, {"file_id": passage.source, "filename": passage.source}),
+            "score": round(passage.score, 4),
             "attributes": {"page": passage.page, "heading": passage.heading},
             "content": [{"type": "text", "text": passage.text}],
         }
@@ -65,14 +68,13 @@ async def add(pipeline: Pipeline, desks: Mapping[str, Desk], body: bytes, caller
     """Add documents to what a route answers from, for the caller's tenant; raises EkibenError, and then nothing was added."""
     request = parse(DocumentsRequest, body)
     route = _route(pipeline, request.model, caller)
-    desk = _desk(desks, route, caller)
+    desk = desk_of(desks, route, caller)
     for document in request.documents:
-        if foreign := sorted(set(document.labels) - caller.roles):
-            raise Forbidden(f"You cannot give the label {foreign[0]!r}: it is none of your roles.", param="documents")
+        check_labels(document.labels, caller, "documents")
     uploads = [_upload(document, caller.tenant) for document in request.documents]
     if len({upload.id for upload in uploads}) < len(uploads):
         raise InvalidRequest("Two documents have the same id.", param="documents", code="invalid_value")
-    change = await _changed(desk.uploads.put, uploads)
+    change = await changed(desk.uploads.put, uploads)
     became = {
         **dict.fromkeys(change.added, "added"), **dict.fromkeys(change.replaced, "replaced"),
         **dict.fromkeys(change.unchanged, "unchanged"), **dict.fromkeys(change.refused, "refused"),
@@ -108,14 +110,14 @@ async def listed(pipeline: Pipeline, desks: Mapping[str, Desk], name: str, calle
 async def remove(pipeline: Pipeline, desks: Mapping[str, Desk], name: str, identity: str, caller: Caller) -> dict[str, Any]:
     """Remove a document that the caller's tenant has added and that he may find; raises EkibenError."""
     route = _route(pipeline, name, caller)
-    desk = _desk(desks, route, caller)
+    desk = desk_of(desks, route, caller)
     access = Access(caller.tenant, caller.roles)
     mine = next(
         (one for one in await asyncio.to_thread(desk.uploads.all) if (one.tenant, one.id) == (caller.tenant, identity)), None
     )
     if mine is None or not access.allows(mine.tenant, frozenset(mine.labels)):
         raise UnknownDocument(f"You have no document {identity[:128]!r}.")
-    await _changed(desk.uploads.remove, caller.tenant, identity)
+    await changed(desk.uploads.remove, caller.tenant, identity)
     log.info("document deleted", route=route.name, tenant=caller.tenant, roles=sorted(caller.roles), document=identity)
     return {"id": identity, "object": "document.deleted", "deleted": True}
 
@@ -123,7 +125,7 @@ async def remove(pipeline: Pipeline, desks: Mapping[str, Desk], name: str, ident
 _Result = TypeVar("_Result")
 
 
-async def _changed(function: Callable[..., _Result], *args: object) -> _Result:
+async def changed(function: Callable[..., _Result], *args: object) -> _Result:
     """Change the documents of a desk; raises EkibenError, and then all is as before."""
     try:
         return await asyncio.to_thread(function, *args)
@@ -134,6 +136,12 @@ async def _changed(function: Callable[..., _Result], *args: object) -> _Result:
         raise Unavailable(f"The documents cannot be changed now: {error}.") from error
     except Exception as error:
         raise RetrievalUnavailable("The documents could not be indexed, and nothing was changed; try again.") from error
+
+
+def check_labels(labels: Iterable[str], caller: Caller, param: str) -> None:
+    """Raise Forbidden where a caller gives labels that are not his roles."""
+    if foreign := sorted(set(labels) - caller.roles):
+        raise Forbidden(f"You cannot give the label {foreign[0]!r}: it is none of your roles.", param=param)
 
 
 def stores(pipeline: Pipeline, caller: Caller) -> list[Route]:
@@ -168,7 +176,8 @@ def card(route: Route, created: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _desk(desks: Mapping[str, Desk], route: Route, caller: Caller) -> Desk:
+def desk_of(desks: Mapping[str, Desk], route: Route, caller: Caller) -> Desk:
+    """Return where documents of a route are handed in; raises InvalidRequest and Forbidden."""
     desk = desks.get(route.collection or "")
     if desk is None:
         raise InvalidRequest(f"The documents of {route.name!r} come with the box; it takes no others.", param="model")
@@ -192,6 +201,13 @@ async def _found(pipeline: Pipeline, request: SearchRequest, route: Route) -> li
         sources=sorted({passage.source for passage in found}),
     )  # fmt: skip
     return found
+
+
+def _names(found: list[Passage], tenant: str, files: Files) -> dict[str, dict[str, str]]:
+    """Return id and name of the file of each source that is one."""
+    ids = {passage.source: passage.source.rpartition("#")[2] for passage in found if passage.source.startswith("uploads/")}
+    told = {source: files.get(tenant, identity) for source, identity in ids.items()}
+    return {source: {"file_id": file.id, "filename": file.name} for source, file in told.items() if file}
 
 
 def _told(passage: Passage) -> dict[str, Any]:

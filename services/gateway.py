@@ -34,6 +34,7 @@ from guards.pii import ENTITIES, Span, find_pii
 from models.layers import linear_layers
 from rag.collection import GrowingCollection, Searchable
 from rag.embedding import DIMENSIONS, CallableEmbeddings, MultilingualE5
+from rag.files import Files
 from rag.index import Recipe
 from rag.uploads import Uploads
 from services.api import EmbeddingModel, Parts, create_app
@@ -52,6 +53,7 @@ from services.engine import (
     vllm_environment,
 )
 from services.engine_client import EngineClient, EngineWatch
+from services.files import Cabinet
 from services.indexes import open_collection, open_index
 from services.layout import this_machine
 from services.lock import read_lock
@@ -63,6 +65,7 @@ from services.slots import Shelf, Slots
 from services.store import is_stored, stored_path
 from services.telemetry import Telemetry, configure_logs, merge_metrics
 from services.tuning import layout_here
+from services.wiring import open_accounting, open_backends, open_caches
 
 settings = load_settings()
 lock = read_lock(settings.lock)
@@ -245,28 +248,35 @@ async def compose() -> AsyncGenerator[Parts]:
         slots.watch(lambda: telemetry.routes(list(routes.all.values()), slots.tags))
         gateway.slots = slots
         token = settings.admin_token.get_secret_value() if settings.admin_token else None
-        async with slots.running(lock.adapter_versions()), _doorkeeper(loaded.bundle) as auth:
-            pipeline = Pipeline(routes, engine, telemetry, collections, detectors)
+        async with (
+            slots.running(lock.adapter_versions()),
+            aclosing(Database(settings.database)) as database,
+            _doorkeeper(loaded.bundle, database) as auth,
+            open_accounting(loaded.bundle, settings, telemetry, database) as accounting,
+            open_backends(loaded.bundle, engine, telemetry) as backends,
+        ):
+            caches = open_caches(loaded.bundle, settings, telemetry, partial(vector, kind="query"))
+            pipeline = Pipeline(routes, engine, telemetry, collections, detectors, accounting, backends, caches)
             embedding = EmbeddingModel(embedder, DIMENSIONS, embed)
-            yield Parts(pipeline, embedding, settings.max_body_bytes, slots, token, auth, desks)
+            files = Files(settings.files(lock.name), most=settings.max_files, most_bytes=settings.max_file_bytes)
+            yield Parts(pipeline, embedding, settings.max_body_bytes, slots, token, auth, desks, Cabinet(files))
     await warming
     for collection in collections.values():
         collection.close()
 
 
 @asynccontextmanager
-async def _doorkeeper(bundle: Bundle) -> AsyncGenerator[Auth]:
+async def _doorkeeper(bundle: Bundle, database: Database) -> AsyncGenerator[Auth]:
     """Who is let in. A box that lets everybody in opens no database until somebody sends a key."""
-    async with aclosing(Database(settings.database)) as database:
 
-        async def keys() -> KeyStore:
-            return KeyStore(await database.engine())
+    async def keys() -> KeyStore:
+        return KeyStore(await database.engine())
 
-        told = bundle.callers
-        auth = Auth(keys, callers=CallerHeaders(told.tenant_header, told.roles_header), anonymous=told.anonymous)
-        if told.anonymous is False:
-            await auth.ready()
-        yield auth
+    told = bundle.callers
+    auth = Auth(keys, callers=CallerHeaders(told.tenant_header, told.roles_header), anonymous=told.anonymous)
+    if told.anonymous is False:
+        await auth.ready()
+    yield auth
 
 
 def _desk(loaded: LoadedBundle, name: str, settled: UploadSettings, embeddings: CallableEmbeddings, policies: Policies) -> Desk:

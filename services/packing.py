@@ -58,11 +58,11 @@ class Progress(Protocol):
 
 def pack(loaded: LoadedBundle, progress: Progress) -> Lock:
     """Pack a bundle; raises what the parts raise. Parts that were finished before an error stay in the store."""
+    try_plugins(loaded, progress)
     model = pack_model(loaded, progress)
     draft = pack_draft(loaded, model, progress)
     folders = {name: loaded.root / entry.path for name, entry in loaded.bundle.adapters.items()}
     adapters = pack_adapters(loaded, model, folders, progress)
-    try_plugins(loaded, progress)
     indexes = {name: pack_index(loaded, name, progress) for name, of in loaded.bundle.collections.items() if not of.retriever}
     carried = {name: tag for name, tag in indexes.items() if not loaded.bundle.collections[name].store}
     return Lock(

@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
+from cache.key import Scope, divide
 from guards.detectors import Detectors
 from guards.guard import Blocked, Guard, GuardFailure, Stage
 from rag.language import language_of
-from services.answer import AnswerGuard, as_events, beside
+from services.answer import AnswerGuard, Gathered, as_events, beside, text_of, without_usage
 from services.asking import ask
 from services.backends import ANSWER_TOKENS, CHARACTERS_PER_TOKEN, Asked, Backends, spoken
 from services.caller import ANYBODY, Caller
@@ -36,13 +39,18 @@ from services.protocol import ChatRequest, CompletionRequest, SearchRequest, pla
 from services.retrieval import find_passages
 
 if TYPE_CHECKING:
+    from cache.answers import Answers, Hit
     from rag.collection import Searchable
     from rag.context import Context, Passage
     from services.accounting import Accounting
     from services.routing import Route, Routes
     from services.telemetry import Record, Telemetry
+    from services.terms import AnswerCache
 
 _ACTIONS: Mapping[type, str] = {ChatRequest: "chat", CompletionRequest: "completion", SearchRequest: "search"}
+_NO_MATTER = frozenset({"messages", "stream", "stream_options", "user", "model"})
+"""Fields of a request that its answer does not depend on; the model is among the versions."""
+_SPARES = frozenset({"cache", "apology"})
 _VERDICT_TOKENS = 96
 _ONLY_PASSAGES = (
     "Your last answer said things that the passages do not say. Answer again, with what the passages say and nothing else."
@@ -79,6 +87,20 @@ class Prepared:
         return replace(self, payload={**self.payload, "messages": messages})
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What was answered before: a `hit` to give again, or a `spare` for when nothing else answers."""
+
+    hit: Hit | None = None
+    put: Callable[[dict[str, Any]], Awaitable[bool]] | None = None
+    spare: dict[str, Any] | None = None
+
+    async def keep(self, body: dict[str, Any], record: Record) -> None:
+        """Keep an answer, unless guards had something to say of it, or it is none of a model."""
+        if self.put is not None and not record.findings and record.target not in _SPARES and record.completion_tokens:
+            await self.put(body)
+
+
 @dataclass
 class Pipeline:
     """All that is needed to answer a request."""
@@ -91,6 +113,8 @@ class Pipeline:
     accounting: Accounting | None = None
     backends: Backends = field(default=cast("Backends", None))
     """Made of the engine unless told."""
+    caches: Mapping[str, Answers] = field(default_factory=dict)
+    """By route."""
 
     def __post_init__(self) -> None:
         self.backends = self.backends or Backends(self.engine, self.telemetry)
@@ -109,9 +133,16 @@ class Pipeline:
         route = route or self.route(request)
         async with self._request(request, route, blank) as record:
             guard = self._guard(route, record)
-            prepared = await self._prepare(request, route, guard)
-            body = await self._whole(request, route, guard, prepared, record)
+            asked = await self._checked(request, route, guard)
+            async with self._remembered(request, route, asked, record) as memory:
+                if memory.hit is not None:
+                    body = given_again(memory.hit, record)
+                else:
+                    prepared = await self._rendered(asked, route, guard)
+                    body = await self._whole(request, route, guard, prepared, record, memory.spare)
+                    await memory.keep(body, record)
             record.status = "ok"
+            self._kept_texts(record, asked.question, body)
             return body
 
     async def stream(
@@ -123,27 +154,55 @@ class Pipeline:
         that blocks the rest.
         """
         route = route or self.route(request)
+        keep_usage = _wants_usage(request)
         async with self._request(request, route, blank) as record:
             guard = self._guard(route, record)
-            prepared = await self._prepare(request, route, guard)
-            if guard.holds_answer or prepared.ready is not None:
-                body = await self._whole(request, route, guard, prepared, record)
-                for event in as_events(body, keep_usage=_wants_usage(request)):
-                    yield event
-                record.status = "ok"
-                return
-            answer = AnswerGuard(route, guard, prepared.context, choices=request.n or 1)
-            async with aclosing(self._engine_events(self._asked(request, route, prepared, record), prepared)) as events:
-                async for event in events:
-                    record.first_token()
-                    record.usage(event.get("usage"))
-                    with _failing_closed():
-                        shown = await _look(guard, partial(answer.event, event, keep_usage=_wants_usage(request)))
-                    if shown is not None:
-                        yield shown
-                    if answer.over:
-                        break
+            asked = await self._checked(request, route, guard)
+            async with self._remembered(request, route, asked, record) as memory:
+                if memory.hit is not None:
+                    body = given_again(memory.hit, record)
+                    for event in as_events(body, keep_usage=keep_usage):
+                        yield event
+                else:
+                    prepared = await self._rendered(asked, route, guard)
+                    gathered = Gathered()
+                    if guard.holds_answer or prepared.ready is not None:
+                        body = await self._whole(request, route, guard, prepared, record, memory.spare)
+                        for event in as_events(body, keep_usage=keep_usage):
+                            yield event
+                    else:
+                        engine = self._asked(request, route, prepared, record, memory.spare)
+                        async with aclosing(self._guarded_events(request, route, guard, prepared, record, engine)) as events:
+                            async for event in events:
+                                gathered.take(event)
+                                if (shown := event if keep_usage else without_usage(event)) is not None:
+                                    yield shown
+                        body = gathered.body()
+                    await memory.keep(body, record)
             record.status = "ok"
+            self._kept_texts(record, asked.question, body)
+
+    async def _guarded_events(
+        self,
+        request: ChatRequest | CompletionRequest,
+        route: Route,
+        guard: Guard,
+        prepared: Prepared,
+        record: Record,
+        engine: Engine,
+    ) -> AsyncGenerator[dict[str, Any]]:
+        """Yield the engine's events as the caller may see them."""
+        answer = AnswerGuard(route, guard, prepared.context, choices=request.n or 1)
+        async with aclosing(self._engine_events(engine, prepared)) as events:
+            async for event in events:
+                record.first_token()
+                record.usage(event.get("usage"))
+                with _failing_closed():
+                    shown = await _look(guard, partial(answer.event, event, keep_usage=True))
+                if shown is not None:
+                    yield shown
+                if answer.over:
+                    break
 
     async def search(self, request: SearchRequest, route: Route, blank: Record | None = None) -> list[Passage]:
         """Return what a route's collection holds about a query, guarded like the route's answers; raises EkibenError."""
@@ -177,19 +236,57 @@ class Pipeline:
             async with self.accounting.request(route, record, tokens=tokens, answer_tokens=answer_tokens):
                 yield record
 
-    def _asked(self, request: ChatRequest | CompletionRequest, route: Route, prepared: Prepared, record: Record) -> Asked:
-        return self.backends.asked(route, record, question=prepared.question, user=request.user)
+    def _asked(
+        self,
+        request: ChatRequest | CompletionRequest,
+        route: Route,
+        prepared: Prepared,
+        record: Record,
+        spare: dict[str, Any] | None,
+    ) -> Asked:
+        return self.backends.asked(route, record, question=prepared.question, user=request.user, spare=spare)
+
+    @asynccontextmanager
+    async def _remembered(
+        self, request: ChatRequest | CompletionRequest, route: Route, asked: Prepared, record: Record
+    ) -> AsyncGenerator[Memory]:
+        """What was answered before, where a route remembers and this request may be answered from it."""
+        answers = self.caches.get(route.name)
+        if answers is None or route.cache is None or record.findings or not repeatable(request, asked.payload, route.cache):
+            yield Memory()
+            return
+        collection = self.collections[route.collection] if route.collection else None
+        context, question = divide(asked.payload["messages"])
+        scope = Scope(
+            tenant=route.caller.tenant, labels=route.caller.roles if collection else (), versions=route.versions(),
+            parameters={name: value for name, value in asked.payload.items() if name not in _NO_MATTER}, context=context,
+            documents=await asyncio.to_thread(collection.version) if collection else None,
+        )  # fmt: skip
+        async with answers.flight(scope, question) as flight:
+            hit = flight.hit
+            if hit is not None and (record.fresh or hit.age_seconds > route.cache.ttl_seconds):
+                yield Memory(None, partial(answers.put, scope, question), hit.body)
+            else:
+                record.headers["x-ekiben-cache"] = hit.kind if hit else "miss"
+                yield Memory(hit, flight.put)
+
+    def _kept_texts(self, record: Record, question: str, body: dict[str, Any]) -> None:
+        """Keep the question and the answer for the audit trail, as the guards let them through, where it has them."""
+        if self.accounting is not None and self.accounting.texts != "none":
+            said = "\n".join(text_of(choice) for choice in body.get("choices", ()))
+            record.texts = {"question": question, "answer": said}
 
     def _guard(self, route: Route, record: Record) -> Guard:
         record.guard = Guard(route.policy, self.detectors, record.findings, system_prompt=route.prompt.system)
         return record.guard
 
     async def _whole(
-        self, request: ChatRequest | CompletionRequest, route: Route, guard: Guard, prepared: Prepared, record: Record
-    ) -> dict[str, Any]:
+        self, request: ChatRequest | CompletionRequest, route: Route, guard: Guard, prepared: Prepared, record: Record,
+        spare: dict[str, Any] | None,
+    ) -> dict[str, Any]:  # fmt: skip
         """Return the engine's answer as the caller may see it, asked for once more where a check wants that."""
         for last in (False, True):
-            engine = self._asked(request, route, prepared, record)
+            engine = self._asked(request, route, prepared, record, spare)
             body = prepared.ready or await engine.complete(prepared.path, prepared.payload)
             record.usage(body.get("usage"), more=last)
             answer = AnswerGuard(route, guard, prepared.context, choices=request.n or 1)
@@ -225,33 +322,41 @@ class Pipeline:
             async for event in events:
                 yield event
 
-    async def _prepare(self, request: ChatRequest | CompletionRequest, route: Route, guard: Guard) -> Prepared:
+    async def _checked(self, request: ChatRequest | CompletionRequest, route: Route, guard: Guard) -> Prepared:
+        """Return a request as the guards let it through; raises EkibenError."""
         if guard.hides_output and _wants_logprobs(request):
             message = f"Route {route.name!r} guards its answers; logprobs would show what is hidden and are refused."
             raise InvalidRequest(message, param="logprobs", code="unsupported_parameter")
         with _refusals(route):
             if isinstance(request, ChatRequest):
-                return await self._prepare_chat(request, route, guard)
-            return await self._prepare_completion(request, route, guard)
+                return await self._checked_chat(request, route, guard)
+            return await self._checked_completion(request, route, guard)
 
-    async def _prepare_chat(self, request: ChatRequest, route: Route, guard: Guard) -> Prepared:
+    async def _checked_chat(self, request: ChatRequest, route: Route, guard: Guard) -> Prepared:
         payload: dict[str, Any] = request.payload(route.parameters) | _answered_by(route, request)
         # A long message takes Presidio milliseconds that the other streams would wait for.
         messages = await asyncio.to_thread(guard.check_messages, payload["messages"])
         question = next((plain_text(m) for m in reversed(messages) if m["role"] == "user"), "")
         if question:
             await self._ask_judges("input", route, guard, question)
-        context = None
-        if route.collection:
-            collection = self.collections[route.collection]
-            context = collection.fit(await find_passages(route, collection, self.engine, guard, messages), question)
-            if not context.passages:
-                return Prepared("/v1/chat/completions", payload, context, question, nothing_found(route, question, payload))
-        passages = context.text if context else ""
-        payload["messages"] = marked(route.prompt.render(messages, question=question, passages=passages), guard.canary)
-        return Prepared("/v1/chat/completions", payload, context, question)
+        return Prepared("/v1/chat/completions", {**payload, "messages": messages}, None, question)
 
-    async def _prepare_completion(self, request: CompletionRequest, route: Route, guard: Guard) -> Prepared:
+    async def _rendered(self, asked: Prepared, route: Route, guard: Guard) -> Prepared:
+        """Return the request with its prompt around it, and the passages that it is answered from; raises EkibenError."""
+        if "messages" not in asked.payload:
+            return asked
+        messages, question, context = asked.payload["messages"], asked.question, None
+        with _refusals(route):
+            if route.collection:
+                collection = self.collections[route.collection]
+                context = collection.fit(await find_passages(route, collection, self.engine, guard, messages), question)
+                if not context.passages:
+                    return replace(asked, context=context, ready=nothing_found(route, question, asked.payload))
+        passages = context.text if context else ""
+        prompt = marked(route.prompt.render(messages, question=question, passages=passages), guard.canary)
+        return replace(asked, payload={**asked.payload, "messages": prompt}, context=context)
+
+    async def _checked_completion(self, request: CompletionRequest, route: Route, guard: Guard) -> Prepared:
         if route.collection:
             message = f"Route {route.name!r} answers from documents; use /v1/chat/completions."
             raise InvalidRequest(message, param="model", code="unsupported_endpoint")
@@ -266,6 +371,21 @@ class Pipeline:
             message = f"Route {route.name!r} guards its input and cannot read token ids; send text."
             raise InvalidRequest(message, param="prompt", code="unsupported_parameter")
         return Prepared("/v1/completions", payload, None)
+
+
+def repeatable(request: ChatRequest | CompletionRequest, payload: Mapping[str, Any], cache: AnswerCache) -> bool:
+    """Whether an answer may be given again: one, in words alone, and not meant to be another every time."""
+    if not isinstance(request, ChatRequest) or (request.n or 1) > 1 or request.tools or _wants_logprobs(request):
+        return False
+    temperature = payload.get("temperature")
+    return (1.0 if temperature is None else temperature) <= cache.max_temperature
+
+
+def given_again(hit: Hit, record: Record) -> dict[str, Any]:
+    """Return an answer of before as one of now; it costs nothing."""
+    record.cached = hit.kind
+    about = {**hit.body.get("ekiben", {}), "cache": {"kind": hit.kind, "age_seconds": round(hit.age_seconds, 1)}}
+    return {**hit.body, "id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "ekiben": about}
 
 
 def nothing_found(route: Route, question: str, payload: Mapping[str, Any]) -> dict[str, Any]:
@@ -342,7 +462,8 @@ def _wants_logprobs(request: ChatRequest | CompletionRequest) -> bool:
 def _answered_by(route: Route, request: ChatRequest | CompletionRequest) -> dict[str, Any]:
     """Return the fields that hold the engine to the route: its adapter, and where it has labels, these and nothing else."""
     longest = capped(request.payload(route.parameters), route)
-    answered = {"model": route.engine_model, **({"max_tokens": longest} if longest and route.max_tokens else {})}
+    named = "max_completion_tokens" if getattr(request, "max_completion_tokens", None) else "max_tokens"
+    answered = {"model": route.engine_model, **({named: longest} if longest and route.max_tokens else {})}
     if not route.only_labels:
         return answered
     if not route.labels:

@@ -157,13 +157,17 @@ class SearchRequest(BaseModel):
     user: str | None = None
 
 
+LONGEST_DOCUMENT = 1_000_000
+"""Characters of a document that is handed in."""
+
+
 class NewDocument(BaseModel):
     """A document of a caller's own. `labels` say which roles of his tenant may find it; none: all of them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     id: str = Field(pattern=r"^[\w][\w.@ -]{0,127}$")
-    text: str = Field(min_length=1, max_length=1_000_000, pattern=r"\S")
+    text: str = Field(min_length=1, max_length=LONGEST_DOCUMENT, pattern=r"\S")
     title: str = Field(default="", max_length=500)
     labels: list[Annotated[str, Field(min_length=1, max_length=128)]] = Field(default=[], max_length=64)
     language: Literal["", "en", "zh"] = ""
@@ -186,6 +190,38 @@ class VectorStoreSearchRequest(BaseModel):
 
     query: str = Field(min_length=1, max_length=MAX_QUERY)
     max_num_results: int = Field(default=10, ge=1, le=50)
+
+
+class FileAttributes(BaseModel):
+    """What a file is attached with: `labels` are roles between commas."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    labels: str = Field(default="", max_length=512)
+    title: str = Field(default="", max_length=500)
+    language: Literal["", "en", "zh"] = ""
+    date: str = Field(default="", pattern=r"^(\d{4}-\d{2}-\d{2})?$")
+
+    @property
+    def labelled(self) -> tuple[str, ...]:
+        """The labels, each once."""
+        return tuple(sorted({label.strip() for label in self.labels.split(",") if label.strip()}))
+
+
+class _Chunking(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    type: Literal["auto"]  # the collection's chunk_characters
+
+
+class VectorStoreFileRequest(BaseModel):
+    """POST /v1/vector_stores/{route}/files: a file for the collection that a route answers from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    file_id: str = Field(min_length=1, max_length=64)
+    attributes: FileAttributes = FileAttributes()
+    chunking_strategy: _Chunking | None = None
 
 
 R = TypeVar("R", bound=BaseModel)

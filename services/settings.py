@@ -22,6 +22,8 @@ class Settings(BaseSettings):
     engine_port: int = Field(default=8421, ge=1, le=65535, description="loopback port of the engine")
     engine_url: str | None = Field(default=None, description="an engine that runs elsewhere; none is started then")
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, description="longest request body, in bytes")
+    max_file_bytes: int = Field(default=32 * 1024 * 1024, ge=1024, description="longest file that is handed in, in bytes")
+    max_files: int = Field(default=1000, ge=1, description="files that a tenant may have")
     cache_dir: Path = Field(
         default_factory=lambda: Path.home() / ".cache" / "ekiben", description="what `ekiben model tune` measured on this machine"
     )
@@ -71,6 +73,10 @@ class Settings(BaseSettings):
     def uploads(self, bundle: str, collection: str) -> Path:
         """The folder of the documents that callers added to a collection."""
         return self.state_dir / bundle / "uploads" / collection
+
+    def files(self, bundle: str) -> Path:
+        """The folder of the files that callers handed in."""
+        return self.state_dir / bundle / "files"
 
     def audit(self, bundle: str) -> Path:
         """The folder of a bundle's audit trail."""

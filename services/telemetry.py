@@ -51,6 +51,8 @@ class Record:
     """The target's own; None is the route's."""
     headers: dict[str, str] = field(default_factory=dict)
     """Headers that go with the answer."""
+    fresh: bool = False
+    """Whether the caller wants no answer from the cache."""
     cached: str | None = None
     """How the answer was found in the cache: exact or semantic."""
     cached_tokens: int = 0

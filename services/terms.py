@@ -73,6 +73,7 @@ class AnswerCache(Strict):
         default=0.01, gt=0, lt=1, description="semantic: the bound to the share of look-ups that are answered wrongly"
     )
     ttl_seconds: int = Field(default=3600, ge=1)
+    stale_seconds: int = Field(default=0, ge=0, description="so long after that, an answer is given when every target has failed")
     max_temperature: float = Field(
         default=0, ge=0, le=2, description="requests above are not answered from the cache; neither are calls of tools"
     )

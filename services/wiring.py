@@ -5,13 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
-
-from cache.answers import Answers
-from cache.calibration import load_calibration
-from cache.redis_store import RedisStore
-from cache.semantic import Matcher
-from cache.store import MemoryStore
 
 from accounts.admission import Admission
 from accounts.audit import AuditLog
@@ -19,6 +14,11 @@ from accounts.chain import derived
 from accounts.database import Database
 from accounts.ledger import Ledger
 from accounts.rates import open_rates
+from cache.answers import Answers
+from cache.calibration import load_calibration
+from cache.redis_store import RedisStore
+from cache.semantic import Matcher
+from cache.store import MemoryStore, Store
 from services.accounting import Accounting
 from services.alerts import BudgetAlerts
 from services.backends import Backends
@@ -29,7 +29,8 @@ from services.telemetry import Telemetry, log
 from services.terms import Price
 
 if TYPE_CHECKING:
-    from services.bundle import Bundle, Route
+    from services.bundle import Bundle
+    from services.terms import AnswerCache
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -84,7 +85,7 @@ async def open_accounting(
 def has_costs(bundle: Bundle) -> bool:
     """Whether anything of a bundle costs, or may have a budget: then spend is written to the database."""
     priced = any(
-        price not in {None, Price()}
+        price is not None and price != Price()
         for route in bundle.routes.values()
         for price in (route.price, *(target.price for target in (route.targets.of if route.targets else ())))
     )
@@ -101,9 +102,9 @@ async def open_backends(bundle: Bundle, engine: EngineClient, telemetry: Telemet
     )  # fmt: skip
     hardness = None
     if any(route.targets and route.targets.strategy == "complexity" for route in bundle.routes.values()):
-        from targets.complexity import load_estimator
+        from targets.complexity import load_complexity
 
-        hardness = load_estimator().score
+        hardness = load_complexity().score
     async with AsyncExitStack() as stack:
         upstreams: dict[str, EngineClient] = {}
         for name, told in bundle.upstreams.items():
@@ -114,27 +115,10 @@ async def open_backends(bundle: Bundle, engine: EngineClient, telemetry: Telemet
         yield backends
 
 
-def open_answers(
-    route: Route,
-    name: str,
-    bundle: Bundle,
-    settings: Settings,
-    telemetry: Telemetry,
-    embed: Callable[[str], Awaitable[Sequence[float]]],
-) -> Answers | None:
-    """Return a route's cache, None where it has none."""
-    told = route.cache
-    if told is None:
-        return None
-    if settings.redis_url:
-        store = RedisStore(
-            settings.redis_url.get_secret_value(),
-            ttl=told.ttl_seconds,
-            failed=lambda _operation, _error: telemetry.degraded("cache", away=True),
-        )
-    else:
-        store = MemoryStore(told.ttl_seconds, bundle.cache.max_entries, bundle.cache.max_bytes)
-    matcher = Matcher(load_calibration(embedder=bundle.embedder.name), FACTS, told.max_wrong) if told.semantic else None
+def open_caches(
+    bundle: Bundle, settings: Settings, telemetry: Telemetry, embed: Callable[[str], Awaitable[Sequence[float]]]
+) -> dict[str, Answers]:
+    """Return the cache of each route that has one; `embed` returns a question's vector."""
 
     async def vector(text: str) -> Sequence[float] | None:
         try:
@@ -142,4 +126,13 @@ def open_answers(
         except Exception:  # noqa: BLE001  without its vector a question is found by its words
             return None
 
-    return Answers(store, matcher, vector if matcher else None, heard=lambda outcome: telemetry.looked_up(name, outcome))
+    def opened(name: str, told: AnswerCache) -> Answers:
+        kept = told.ttl_seconds + told.stale_seconds
+        store: Store = MemoryStore(kept, bundle.cache.max_entries, bundle.cache.max_bytes)
+        if settings.redis_url:
+            url, lost = settings.redis_url.get_secret_value(), partial(telemetry.degraded, "cache", away=True)
+            store = RedisStore(url, ttl=kept, failed=lambda _operation, _error: lost())
+        matcher = Matcher(load_calibration(embedder=bundle.embedder.name), FACTS, told.max_wrong) if told.semantic else None
+        return Answers(store, matcher, vector if matcher else None, heard=partial(telemetry.looked_up, name))
+
+    return {name: opened(name, route.cache) for name, route in bundle.routes.items() if route.cache is not None}
