@@ -120,8 +120,8 @@ def fingerprint(text: str) -> np.uint64:
 def dense(scaled: NDArray[Any], projection: NDArray[Any], phase: NDArray[Any]) -> NDArray[Any]:
     """Return the features of scaled counts, [..., f]: [..., d + 1].
 
-    The first d are random Fourier features (Rahimi and Recht 2007). The last is the length once more: it carries over to questions
-    that are unlike those trained on.
+    The first d are random Fourier features (Rahimi and Recht 2007). The last is the length once more: it carries over
+    to questions that are unlike those trained on.
     """
     random = np.sqrt(2 / len(phase)) * np.cos(scaled @ projection + phase)
     return np.concatenate([random, LENGTH * scaled[..., :1]], axis=-1)
