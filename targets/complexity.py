@@ -26,6 +26,7 @@ MAX_CHARACTERS = 4000  # what comes later changes little, and a caller must not 
 QUANTILES = 101
 SHIPPED = Path(__file__).with_name("complexity.npz")
 _LONGEST_GRAM = 4
+LENGTH = 1.0  # how freely the length may count, beside the other kinds of features
 FAR = 4.0  # standard deviations from what was trained on beyond which a count says no more
 _LONG_WORD = 9
 _WORD = re.compile(r"[^\W\d_]+")
@@ -79,7 +80,7 @@ class Complexity:
     """float32[f], and so is `deviation`: they bring the counts to one scale."""
     deviation: NDArray[np.float32]
     projection: NDArray[np.float32]
-    """float32[f, d]; its phases are float32[d], its weights too."""
+    """float32[f, d]; its phases are float32[d], the weights float32[d + 1]."""
     phase: NDArray[np.float32]
     weight: NDArray[np.float32]
     quantiles: NDArray[np.float32]
@@ -90,7 +91,7 @@ class Complexity:
     def raw(self, text: str) -> float:
         """Return the expected gain in correct answers, about -1 to 1, by the models that it was trained on."""
         text = bare(text)
-        said = float(fourier(self.scaled(counts(text)), self.projection, self.phase) @ self.weight)
+        said = float(dense(self.scaled(counts(text)), self.projection, self.phase) @ self.weight)
         return said + self.characters.value(character_grams(text)) + self.words.value(word_grams(text))
 
     def score(self, text: str) -> float:
@@ -116,9 +117,14 @@ def fingerprint(text: str) -> np.uint64:
     return np.uint64(int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()))
 
 
-def fourier(scaled: NDArray[Any], projection: NDArray[Any], phase: NDArray[Any]) -> NDArray[Any]:
-    """Return random Fourier features, [..., d], of scaled counts, [..., f]. Source: Rahimi and Recht 2007."""
-    return np.sqrt(2 / len(phase)) * np.cos(scaled @ projection + phase)
+def dense(scaled: NDArray[Any], projection: NDArray[Any], phase: NDArray[Any]) -> NDArray[Any]:
+    """Return the features of scaled counts, [..., f]: [..., d + 1].
+
+    The first d are random Fourier features (Rahimi and Recht 2007). The last is the length once more: it carries over
+    to questions that are unlike those trained on.
+    """
+    random = np.sqrt(2 / len(phase)) * np.cos(scaled @ projection + phase)
+    return np.concatenate([random, LENGTH * scaled[..., :1]], axis=-1)
 
 
 def counts(text: str) -> NDArray[np.float64]:
@@ -184,7 +190,8 @@ def _check(made: Complexity) -> None:
         (2**BITS,): (made.characters.idf, made.characters.weight, made.words.idf, made.words.weight),
         (size,): (made.mean, made.deviation, counts("")),
         (size, features): (made.projection,),
-        (features,): (made.phase, made.weight),
+        (features,): (made.phase,),
+        (features + 1,): (made.weight,),
         (QUANTILES,): (made.quantiles,),
     }
     for shape, arrays in wanted.items():

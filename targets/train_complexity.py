@@ -31,13 +31,13 @@ from targets.complexity import (
     bare,
     character_grams,
     counts,
+    dense,
     fingerprint,
-    fourier,
     word_grams,
 )
 from targets.evaluate import Question, apgr, cpt, read_questions
 
-FOLDS, REPEATS = 5, 3
+FOLDS, REPEATS = 5, 5
 FEATURES = 512  # random ones
 RIDGE, RIDGE_ALONE = 6.0, 40.0  # of questions with and without a subject: how little is believed of one
 LEAST = 2  # questions that an n-gram must be in
@@ -53,7 +53,7 @@ class Space:
     """sparse[n, 2^17], rows of unit length; so are `words`."""
     words: Any
     idf: tuple[NDArray[np.float16], NDArray[np.float16]]
-    random: NDArray[np.float64]
+    dense: NDArray[np.float64]
     mean: NDArray[np.float32]
     deviation: NDArray[np.float32]
     projection: NDArray[np.float32]
@@ -63,7 +63,7 @@ class Space:
     def kernel(self) -> NDArray[np.float64]:
         """Products of all pairs, [n, n]."""
         grams: Any = self.characters @ self.characters.T + self.words @ self.words.T
-        return np.asarray(grams.todense()) + self.random @ self.random.T
+        return np.asarray(grams.todense()) + self.dense @ self.dense.T
 
 
 def space(texts: Sequence[str]) -> Space:
@@ -81,8 +81,8 @@ def space(texts: Sequence[str]) -> Space:
     scale = np.sqrt(2 / np.median(distances[distances > 0]))
     projection = (chance.standard_normal((counted.shape[1], FEATURES)) * scale).astype(np.float32)
     phase = chance.uniform(0, 2 * np.pi, FEATURES).astype(np.float32)
-    random = fourier(scaled, projection, phase)
-    return Space(characters, words, (characters_idf, words_idf), random, mean, deviation, projection, phase)
+    features = dense(scaled, projection, phase)
+    return Space(characters, words, (characters_idf, words_idf), features, mean, deviation, projection, phase)
 
 
 def _grams(texts: Sequence[str], buckets: Buckets) -> tuple[Any, NDArray[np.float16]]:
@@ -144,7 +144,7 @@ def compose(made: Space, dual: NDArray[np.float64], quantiles: NDArray[Any], pro
         made.deviation,
         made.projection,
         made.phase,
-        (made.random.T @ dual).astype(np.float32),
+        (made.dense.T @ dual).astype(np.float32),
         quantiles.astype(np.float32),
         np.sort(np.array([fingerprint(prompt) for prompt in prompts], dtype=np.uint64)),
     )
