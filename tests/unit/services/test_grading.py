@@ -124,3 +124,12 @@ def test_sentences_and_what_they_cite():
         ("First, a ticket costs 5 euros .", (1, 3)),
         ("狗要戴口套。", (2, 4)),
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "grounded"), [("1999年", 1), ("2", 0), ("硫", 1), ("brimstone", 1), ("sulphur", 0), ("24所", 0)]
+)
+def test_a_short_answer_is_grounded_where_it_stands_word_for_word(text, grounded):
+    passage = "硫在1999年产出最多,共2024所工厂。In English it was called brimstone."
+
+    assert graded(text, passage).get("groundedness", 0) == grounded
