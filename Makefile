@@ -31,7 +31,7 @@ pack: .venv/.serve ## model, adapters and indexes into the model store; does not
 	$(BIN)/ekiben pack
 
 test: .venv/.dev pack ## all tests: unit, integration, and end to end with real vLLM
-	$(BIN)/pytest tests/unit tests/integration tests/e2e/test_adapter_life.py tests/e2e/test_served.py
+	$(BIN)/pytest tests/unit tests/integration tests/e2e/test_adapter_life.py tests/e2e/test_handbook_answers.py tests/e2e/test_served.py
 
 test-unit: .venv/.dev ## unit tests only: seconds, no network, no engine
 	$(BIN)/pytest tests/unit

@@ -60,7 +60,7 @@ def against(answer: str, references: Sequence[str], language: str) -> dict[str, 
     return {
         "exact": max(float(said == one) for one in known),
         "f1": max(_f1(said, one) for one in known),
-        "contains": max(float(_holds(said, one)) for one in known),
+        "contains": max(float(holds(said, one)) for one in known),
     }
 
 
@@ -71,7 +71,8 @@ def _f1(said: list[str], reference: list[str]) -> float:
     return 2 * common / (len(said) + len(reference))
 
 
-def _holds(said: list[str], reference: list[str]) -> bool:
+def holds(said: list[str], reference: list[str]) -> bool:
+    """Whether the tokens of a reference stand in what was said, side by side; nothing is held by nothing alone."""
     if not reference:
         return said == reference
     return any(said[at : at + len(reference)] == reference for at in range(len(said) - len(reference) + 1))

@@ -20,7 +20,7 @@ from services.results import Kept
 
 ATTEMPTS = 3
 _BUSY = frozenset({429, 500, 502, 503, 504})
-_LONGEST_WAIT = 10.0  # seconds between two attempts
+_LONGEST_WAIT = 60.0  # seconds between two attempts
 _ANSWER_SECONDS = 600.0
 _BEGINNING = (
     160  # characters by which an excerpt is known again; near its cut a guard may hide what it does not hide in the whole

@@ -59,6 +59,20 @@ def test_citations(text, precision, recall, grounded):
         ("The documents do not say what it costs.", True),
         ("I'm sorry. The passages do not mention prices. Please ask the service desk.", True),
         ("I don't know.", True),
+        ("The text doesn't specify who made it.", True),
+        ("Sorry, I don't have enough information to answer.", True),
+        ("This isn't covered by the handbook.", True),
+        ("The handbook says nothing about this.", True),
+        ("Based on the passages, it is not possible to determine the price.", True),
+        ("It is unknown.", True),
+        ("手册未涉及这一内容。", True),
+        ("没有找到相关内容。", True),
+        ("无法确定。", True),
+        ("The ekiben does not contain meat.", False),
+        ("Passengers cannot leave suitcases on platform 3.", False),
+        ("The origin of the unknown soldier is a battle.", False),
+        ("发车后不能退票。", False),
+        ("旅客不能确定座位时可以问列车员。", False),
         ("很抱歉。资料中没有提到价格。", True),
         ("An ekiben costs 11 euros. The documents do not say more.", False),
         ("文档没有说明其他费用,但20%的手续费要收。", True),
@@ -110,3 +124,12 @@ def test_sentences_and_what_they_cite():
         ("First, a ticket costs 5 euros .", (1, 3)),
         ("狗要戴口套。", (2, 4)),
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "grounded"), [("1999年", 1), ("2", 0), ("硫", 1), ("brimstone", 1), ("sulphur", 0), ("24所", 0)]
+)
+def test_a_short_answer_is_grounded_where_it_stands_word_for_word(text, grounded):
+    passage = "硫在1999年产出最多,共2024所工厂。In English it was called brimstone."
+
+    assert graded(text, passage).get("groundedness", 0) == grounded
