@@ -129,7 +129,8 @@ class Rates:
 
     async def finish(self) -> None:
         """Wait for what is still being written."""
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
     async def _take(self, hold: Hold) -> Taken:
         if self._redis is not None and self.shared:

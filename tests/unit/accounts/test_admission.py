@@ -162,6 +162,54 @@ def test_a_place_given_to_one_who_leaves_in_the_same_step_goes_to_the_next(virtu
     assert (admission.running, admission.waiting) == (0, 0)
 
 
+def test_who_leaves_in_the_step_in_which_his_turn_came_hands_it_on(virtual):
+    async def program(_loop):
+        hall = Hall(Admission(1, 5, 60))
+        await hall.admission._enter("z")
+        for name in ("a1", "b1"):
+            await hall.come(name[0], name)
+        hall.admission._leave()
+        hall.tasks["a1"].cancel()
+        await settled()
+        order = list(hall.order)
+        await hall.empty()
+        return order, hall.admission
+
+    order, admission = virtual(program)
+
+    assert order == ["b1"]
+    assert (admission.running, admission.waiting) == (0, 0)
+
+
+@pytest.mark.parametrize("event", ["shed", "turn"])
+def test_what_comes_in_the_step_of_the_deadline_counts(virtual, event):
+    async def program(loop):
+        hall = Hall(Admission(1, 2, 5))
+        await hall.admission._enter("z")
+        if event == "turn":
+            act = hall.admission._leave
+        else:
+            await hall.come("a", "a1")
+
+            def act():
+                hall.admission._make_room("b")
+
+        await hall.come("a", "last")
+        # Within the resolution of the clock, so both are done in one step, this one first.
+        loop.call_at(loop.time() + 5 - 5e-10, act)
+        await asyncio.sleep(6)
+        entered, shed = list(hall.order), {name: overloaded.reason for name, overloaded in hall.shed.items()}
+        if event == "shed":
+            hall.admission._leave()
+        await hall.empty()
+        return entered, shed, hall.admission.running
+
+    entered, shed, running = virtual(program)
+
+    assert (entered, shed) == ((["last"], {}) if event == "turn" else ([], {"a1": "deadline", "last": "full"}))
+    assert running == 0
+
+
 def test_a_place_freed_at_the_very_deadline_is_not_lost(virtual):
     async def program(loop):
         hall = Hall(Admission(1, 5, 5))
