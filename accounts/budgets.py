@@ -47,14 +47,18 @@ class Alert(NamedTuple):
 
 
 class BudgetExceeded(Exception):
-    """Nothing more may be spent; amounts are in micros, `resets_at` in seconds since 1970."""
+    """A request may not be spent on; amounts are in micros, `resets_at` in seconds since 1970.
 
-    def __init__(self, subject: Subject, period: str, limit: int, spent: int) -> None:
-        self.subject, self.period, self.limit, self.spent = subject, period, limit, spent
+    `spent` holds what other requests have set aside; `asked` is what this one would have.
+    """
+
+    def __init__(self, subject: Subject, period: str, limit: int, spent: int, asked: int = 0) -> None:
+        self.subject, self.period, self.limit, self.spent, self.asked = subject, period, limit, spent, asked
         self.resets_at = resets_at(period)
+        anew = datetime.fromtimestamp(self.resets_at, UTC).strftime("%Y-%m-%dT%H:%MZ")
         super().__init__(
-            f"the budget of the {subject.kind} {subject.name!r} for {period} is spent: {shown(spent)} of {shown(limit)}; "
-            f"it begins anew at {datetime.fromtimestamp(self.resets_at, UTC):%Y-%m-%dT%H:%MZ}"
+            f"the budget of the {subject.kind} {subject.name!r} for {period} is spent: {shown(spent)} of {shown(limit)}, "
+            f"and this request may cost {shown(asked)}; it begins anew at {anew}"
         )
 
 

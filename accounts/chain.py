@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 GENESIS = "0" * 64
 PRUNED = "pruned.jsonl"
+_READINGS = 3
 _FILE = re.compile(r"^(?P<chain>\d{8}T\d{6}Z-\d+-[0-9a-f]{8})\.(?P<number>\d{6})\.jsonl$")
 _SEAL = re.compile(rb'^(?P<body>\{.*),"hash":"(?P<hash>[0-9a-f]{64})"\}$', re.DOTALL)
 
@@ -96,11 +97,15 @@ def encode_head(point: Point, key: bytes | None, chain: str) -> bytes:
 
 def read_heads(folder: Path, key: bytes | None) -> dict[str, Point | None]:
     """Return how far each chain goes, by its head; None for a head whose seal does not hold."""
-    heads: dict[str, Point | None] = {}
-    for path in sorted(folder.glob("*.head")):
+    return {path.stem: _read_head(path, key) for path in sorted(folder.glob("*.head"))}
+
+
+def _read_head(path: Path, key: bytes | None) -> Point | None:
+    for _ in range(_READINGS):  # it may be written over just now
         told = decode(path.read_bytes(), key, f"{path.stem} head")
-        heads[path.stem] = Point(int(told["n"]), told["last"]) if told else None
-    return heads
+        if told is not None:
+            return Point(int(told["n"]), told["last"])
+    return None
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,7 @@ class Ledger:
                 taken = view.spent(period) + view.reserved
                 if view.spent(period) >= limit or taken + micros > limit:
                     self.watch({subject: budget})
-                    raise BudgetExceeded(subject, period, limit, taken)
+                    raise BudgetExceeded(subject, period, limit, taken, micros)
         for subject in budgets:
             self._views[subject].reserved += micros
         return Reservation(self, budgets, micros)
@@ -182,21 +182,21 @@ class Ledger:
         sums.completion_tokens += spend.completion_tokens
         sums.micros += spend.micros
         for subject in _subjects(account):
-            own = self._views.setdefault(subject, _View()).own
+            own = self._view(subject).own
             for period in (day, month):
                 own[period] = own.get(period, 0) + spend.micros
 
     def give_back(self, subjects: Iterable[Subject], micros: int) -> None:
         """Take a reservation back."""
         for subject in subjects:
-            self._views[subject].reserved -= micros
+            self._view(subject).reserved -= micros
 
     def watch(self, budgets: Mapping[Subject, Budget]) -> None:
         """Note the alerts that are due; they are told in the background."""
         now = self._clock()
         for subject, budget in budgets.items():
             for period, limit in budget.limits(now):
-                used = self._views[subject].spent(period)
+                used = self._view(subject).spent(period)
                 levels: tuple[tuple[Level, float], ...] = (("soft", limit * budget.soft), ("hard", limit))
                 for level, bound in levels:
                     if used >= bound and (subject, period, level) not in self._told:
@@ -222,6 +222,10 @@ class Ledger:
                         if not view.own[period]:
                             del view.own[period]
 
+    def _view(self, subject: Subject) -> _View:
+        # One that nothing is reserved on and nobody asks for is forgotten; who held it may still come back.
+        return self._views.setdefault(subject, _View())
+
     async def _drain(self) -> None:
         while self._sending is not None or self._open:  # a batch that was under way, and what came after it
             await self.flush()
@@ -244,8 +248,9 @@ class Ledger:
         day, month = periods(self._clock())
         asked = time.monotonic()
         for subject, (of_day, of_month) in (await self._ask(lambda engine: spent(engine, subjects, day))).items():
-            view = self._views.setdefault(subject, _View(used=asked))
+            view = self._view(subject)
             view.day, view.read, view.written = day, asked, {day: of_day, month: of_month}
+            view.used = view.used or asked
 
     async def _ask(self, what: Callable[[AsyncEngine], Awaitable[_T]]) -> _T:
         """Ask the database, for so long; called under the lock. Who fails spares the next ones the waiting, for a second."""

@@ -13,13 +13,13 @@ from __future__ import annotations
 import json
 import sys
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from accounts.chain import PRUNED, START, ChainFile, Point, chain_files, decode, key_id, read_heads, read_tombstones
+from accounts.chain import PRUNED, START, ChainFile, Point, Tombstone, chain_files, decode, key_id, read_heads, read_tombstones
 
 What = Literal["altered", "removed", "inserted", "torn", "unsigned", "another key"]
 
@@ -122,16 +122,29 @@ def verify(folder: Path, key: bytes | None, anchors: Mapping[str, Point] | None 
         if name not in heads:
             walk.chain.problems.append(Problem("removed", f"{name}.head", 0, "the head of this chain is missing"))
         elif heads[name] is None and not walk.other_key:
-            walk.chain.problems.append(Problem("altered", f"{name}.head", 0, "the seal of this head does not hold"))
+            walk.chain.problems.append(_bad_head(folder / f"{name}.head", walk.chain.lines))
         walk.end()
         chains[name] = walk.chain
         problems += walk.chain.problems
         seen.update((other, (n, walk.opened)) for other, n in walk.seen.items())
     seen.update((name, (point.n, "an earlier verification")) for name, point in (anchors or {}).items())
-    for name, (n, by) in sorted(seen.items()):
-        if name not in chains and not (name in stones and stones[name].gone):
-            problems.append(Problem("removed", name, 0, f"the whole chain of {n} lines or more is missing; {by} knew it"))
-    return Verification(chains, problems)
+    return Verification(chains, [*problems, *_missing(chains, stones, seen)])
+
+
+def _missing(
+    chains: Mapping[str, Chain], stones: Mapping[str, Tombstone], seen: Mapping[str, tuple[int, str]]
+) -> Generator[Problem]:
+    """Yield the chains that are known of and not there, or not as far as they are known to have gone."""
+    for name in sorted({*seen, *stones}):
+        stone = stones.get(name)
+        if stone and stone.gone:
+            continue
+        pruned = stone.upto.n if stone else 0
+        n, by = seen.get(name, (pruned, PRUNED))
+        if name not in chains:
+            yield Problem("removed", name, 0, f"the whole chain of {n} lines or more is missing; {by} knew it")
+        elif max(chains[name].head.n, pruned) < n and not any(problem.tampering for problem in chains[name].problems):
+            yield Problem("removed", name, 0, f"{by} knew {n} lines of this chain, and there are {chains[name].head.n}")
 
 
 class _Walk:
@@ -231,6 +244,12 @@ class _Walk:
 
     def _tell(self, what: What, path: Path, line: int, message: str) -> None:
         self.chain.problems.append(Problem(what, path.name, line, message))
+
+
+def _bad_head(path: Path, lines: int) -> Problem:
+    if lines <= 1 and path.stat().st_size == 0:
+        return Problem("torn", path.name, 0, "the process was stopped while it began this chain")
+    return Problem("altered", path.name, 0, "the seal of this head does not hold")
 
 
 def _read(path: Path, key: bytes | None, chain: str) -> _File:

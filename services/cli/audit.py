@@ -57,7 +57,10 @@ def audit_verify(
             anchors = {name: Point(int(one["n"]), str(one["hash"])) for name, one in told.items()}
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             fail(f"{against} is not what `ekiben audit verify --json` prints ({type(error).__name__})")
-    found = verify(where, _key(), anchors)
+    try:
+        found = verify(where, _key(), anchors)
+    except OSError as error:
+        fail(f"the trail cannot be read: {error}; where it was being pruned, try again")
     if as_json:
         report = {
             "ok": found.ok, "folder": str(where), "files": found.files, "lines": found.lines, "requests": found.requests,

@@ -202,6 +202,28 @@ def test_a_trail_that_was_put_back_is_missed_by_an_earlier_verification(tmp_path
     assert [problem.what for problem in verify(tmp_path / "then", KEY, anchors).problems] == ["removed"]
 
 
+def test_a_chain_that_was_cut_to_its_beginning_is_missed_by_the_next_one(tmp_path):
+    """As if its process had been stopped while it began; only the next process knows better."""
+    [path] = written(tmp_path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    head = tmp_path / f"{path.name.partition('.')[0]}.head"
+    path.write_bytes(lines[0])
+    head.write_bytes(b"")
+    assert [problem.what for problem in verify(tmp_path, KEY).problems] == ["torn"]
+    path.write_bytes(b"".join(lines))
+    assert [problem.what for problem in verify(tmp_path, KEY).problems] == ["altered"]
+    head.unlink()
+    assert [problem.what for problem in verify(tmp_path, KEY).problems] == ["removed"]
+    [path] = written(tmp_path / "again")
+    begun = path.read_bytes().splitlines(keepends=True)[0]
+    written(tmp_path / "again")
+    path.write_bytes(begun)
+    path.with_name(f"{path.name.partition('.')[0]}.head").write_bytes(b"")
+    found = verify(tmp_path / "again", KEY)
+
+    assert "removed" in {problem.what for problem in found.problems}
+
+
 def test_two_writers_have_chains_of_their_own(tmp_path):
     with AuditLog(tmp_path, KEY) as one, AuditLog(tmp_path, KEY) as other:
         for number in range(20):

@@ -31,10 +31,11 @@ def test_only_what_is_limited_is_looked_at():
 
 
 def test_the_message_says_who_how_much_and_until_when():
-    error = BudgetExceeded(Subject("tenant", "acme"), "2026-01", 5_000_000, 5_000_001)
+    error = BudgetExceeded(Subject("tenant", "acme"), "2026-01", 5_000_000, 4_500_001, 600_000)
 
     assert str(error) == (
-        "the budget of the tenant 'acme' for 2026-01 is spent: 5.000001 of 5.000000; it begins anew at 2026-02-01T00:00Z"
+        "the budget of the tenant 'acme' for 2026-01 is spent: 4.500001 of 5.000000, and this "
+        "request may cost 0.600000; it begins anew at 2026-02-01T00:00Z"
     )
     assert error.resets_at == at(2026, 2, 1)
 

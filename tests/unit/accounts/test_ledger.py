@@ -134,6 +134,20 @@ async def test_a_request_that_breaks_gives_its_reservation_back(world):
     await ledger.check(budgets)
 
 
+async def test_who_held_a_reservation_for_long_may_still_settle_it(world, monkeypatch):
+    """What was reserved was nothing, and the subject is forgotten meanwhile."""
+    monkeypatch.setattr(module, "IDLE_SECONDS", 0)
+    ledger, budgets = world.ledger(refresh_seconds=0), {KEY: Budget(day=100)}
+    hold = await ledger.reserve(budgets, 0)
+    await ledger._turn()
+    assert ledger._views == {}
+    hold.settle(cost(60))
+
+    with pytest.raises(BudgetExceeded) as caught:
+        await ledger.reserve(budgets, 50)
+    assert (caught.value.spent, caught.value.asked) == (60, 50)
+
+
 async def test_a_spent_budget_refuses_even_what_costs_nothing(world):
     ledger, budgets = world.ledger(), {ACME: Budget(day=100)}
     (await ledger.reserve(budgets, 1)).settle(cost(100))

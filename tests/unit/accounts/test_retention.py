@@ -94,6 +94,17 @@ def test_more_than_was_noted_is_missed(tmp_path):
     assert [problem.what for problem in verify(tmp_path, KEY).problems] == ["removed"]
 
 
+def test_a_chain_that_was_pruned_in_part_and_is_gone_whole_is_missed(tmp_path):
+    with AuditLog(tmp_path, KEY, max_bytes=900) as log:
+        fill(log)
+        age(paths(tmp_path)[:1], 10)
+        prune(tmp_path, KEY, 9)
+    for path in tmp_path.glob(f"{log.chain}*"):
+        path.unlink()
+
+    assert [(problem.what, problem.file) for problem in verify(tmp_path, KEY).problems] == [("removed", log.chain)]
+
+
 def test_a_broken_chain_is_evidence_and_stays(tmp_path):
     with AuditLog(tmp_path, KEY) as log:
         fill(log)
