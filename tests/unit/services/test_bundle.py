@@ -238,5 +238,5 @@ def test_nobody_is_let_in_without_a_key_unless_it_is_said(bundle_folder, text, a
 def test_who_may_come_without_a_key_is_said_clearly(bundle_folder, text):
     path = bundle_folder / "bundle.yaml"
     path.write_text(path.read_text() + f"callers: {{anonymous: {text}}}\n")
-    with pytest.raises(BundleError, match="callers.anonymous"):
+    with pytest.raises(BundleError, match=r"callers\.anonymous"):
         load_bundle(path)
