@@ -70,21 +70,26 @@ async def reached(engine: AsyncEngine, *, begin: bool = True) -> AsyncGenerator[
                 await connection.exec_driver_sql("BEGIN IMMEDIATE")  # see _prepare_sqlite
             yield connection
     except (SQLAlchemyError, OSError) as error:
-        where = engine.url.render_as_string(hide_password=True)
+        # The query may hold a password too.
+        where = engine.url.set(query={}).render_as_string(hide_password=True)
         raise DatabaseUnavailable(f"the database {where} cannot be used now ({type(error).__name__})") from error
 
 
 class Database:
-    """A database that is opened when it is first asked for, and again at the next asking where that failed."""
+    """A database that is opened when it is first asked for, and again at the next asking where that failed.
+
+    Raises ValueError for a URL that is none.
+    """
 
     def __init__(self, url: str) -> None:
+        async_url(url)
         self._url = url
         self._engine: AsyncEngine | None = None
         self._opening = asyncio.Lock()
         self._opened = AsyncExitStack()
 
     async def engine(self) -> AsyncEngine:
-        """Return the database, its schema up to date; raises DatabaseUnavailable, and ValueError for a URL that is none."""
+        """Return the database, its schema up to date; raises DatabaseUnavailable."""
         async with self._opening:
             if self._engine is None:
                 self._engine = await self._opened.enter_async_context(open_database(self._url))

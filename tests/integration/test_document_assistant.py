@@ -10,6 +10,8 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
+from accounts.database import open_database
+from accounts.keys import KeyStore, NewKey
 from guards.detectors import Detectors
 from rag.collection import Collection, GrowingCollection
 from rag.embedding import MultilingualE5
@@ -124,8 +126,9 @@ def opened(index):
 
 
 @asynccontextmanager
-async def serving(folder, callers, shelf=None):
+async def serving(folder, callers, shelf=None, auth=None):
     """A client of the box, and its engine; `shelf` is where documents are handed in."""
+    auth = auth or Auth(callers=callers, anonymous=True)
     loaded = load_bundle(folder / "bundle.yaml")
     lock = Lock(name="box", model="tiny:1", indexes={"papers": "box-index-papers:1"})
     papers, desks = opened(folder / "index"), {}
@@ -138,7 +141,6 @@ async def serving(folder, callers, shelf=None):
 
     @asynccontextmanager
     async def compose():
-        auth = Auth(callers=callers, anonymous=True)
         yield Parts(pipeline, EmbeddingModel("e5", 384, None), 100_000, slots=adapters, auth=auth, desks=desks)
 
     app = create_app(compose)
@@ -177,6 +179,27 @@ async def test_a_caller_sees_what_his_tenant_and_roles_allow(folder, tenant, rol
     assert f"office of {tenant}" in seen
     assert f"office of {TENANTS[1 - TENANTS.index(tenant)]}" not in seen
     assert "45 hours" in seen
+
+
+@pytest.mark.parametrize("roles", [(), ("staff",), ("hr", "board")])
+async def test_a_key_sees_what_its_tenant_and_roles_allow_whatever_the_headers_say(folder, tmp_path, roles):
+    async with open_database(f"sqlite:///{tmp_path}/ekiben.db") as engine:
+        store = KeyStore(engine)
+
+        async def keys():
+            return store
+
+        new = [NewKey(name="app", owner="jane", tenant=tenant, roles=frozenset(roles)) for tenant in TENANTS]
+        secrets = [(await store.create(one)).secret for one in new]
+        proxy = CallerHeaders("x-tenant", "x-roles")
+        async with serving(folder, proxy, auth=Auth(keys, callers=proxy)) as (http, shown):
+            for tenant, other, secret in zip(TENANTS, reversed(TENANTS), secrets, strict=True):
+                headers = {"authorization": f"Bearer {secret}", "x-tenant": other, "x-roles": ",".join(ROLES)}
+                seen = "".join([await everything(http, shown, question, headers) for question in QUESTIONS])
+
+                assert {code for code in SECRETS.values() if code in seen} == allowed(tenant, roles)
+                assert f"office of {tenant}" in seen
+                assert f"office of {other}" not in seen
 
 
 @pytest.mark.parametrize(

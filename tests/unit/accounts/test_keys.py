@@ -121,8 +121,15 @@ async def test_a_database_that_could_not_be_opened_is_tried_again(tmp_path):
 
 async def test_what_is_no_database_is_told_without_its_password(tmp_path):
     (tmp_path / "ekiben.db").write_bytes(b"no database" * 1000)
-    for url in (f"sqlite:///{tmp_path}/ekiben.db", "postgresql://jane:hidden@127.0.0.1:1/x"):
+    servers = ("postgresql://jane:hidden@127.0.0.1:1/x", "postgresql://jane@127.0.0.1:1/x?password=hidden")
+    for url in (f"sqlite:///{tmp_path}/ekiben.db", *servers):
         with pytest.raises(DatabaseUnavailable) as told:
             await Database(url).engine()
         assert "cannot be used now" in str(told.value)
         assert "hidden" not in str(told.value)
+
+
+@pytest.mark.parametrize("url", ["", "x", "mysql://a:hidden@b/c", "sqlite+pysqlite:///x", "redis://x"])
+def test_what_is_no_url_of_a_database_is_told_before_it_is_opened(url):
+    with pytest.raises(ValueError, match="a database is sqlite:///FILE or postgresql://USER@HOST/NAME"):
+        Database(url)

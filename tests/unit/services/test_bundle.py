@@ -229,3 +229,20 @@ def test_the_pipeline_needs_no_environment_and_no_heavy_package():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env={})
 
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("text", "anonymous"), [("", False), ("false", False), ("true", True), ("loopback", "loopback")])
+def test_nobody_is_let_in_without_a_key_unless_it_is_said(bundle_folder, text, anonymous):
+    path = bundle_folder / "bundle.yaml"
+    if text:
+        path.write_text(path.read_text() + f"callers: {{anonymous: {text}}}\n")
+
+    assert load_bundle(path).bundle.callers.anonymous == anonymous
+
+
+@pytest.mark.parametrize("text", ["sometimes", "null", "[]", "127.0.0.1"])
+def test_who_may_come_without_a_key_is_said_clearly(bundle_folder, text):
+    path = bundle_folder / "bundle.yaml"
+    path.write_text(path.read_text() + f"callers: {{anonymous: {text}}}\n")
+    with pytest.raises(BundleError, match=r"callers\.anonymous"):
+        load_bundle(path)
