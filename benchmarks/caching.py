@@ -4,8 +4,8 @@ Run: `python -m benchmarks.caching PAIRS`, with pairs as `ekiben cache eval` rea
 of the pairs; the requests are made of the other: of each 100, 30 ask again what was asked before (the second question of a pair
 that is the same; with `mixed`, every other one of them in the very same words), the others are first questions of pairs. A
 hit is wrong where the judgements of the whole file, taken together, do not call both questions the same. An answer's tokens are
-drawn from a log-normal distribution (median 150); its question's words are its prompt. Look-ups are timed with the embedding model
-in this process, on one thread. Prints a line for each bound on wrong answers; the last line is JSON.
+drawn from a log-normal distribution (median 150); its question's words are its prompt. Look-ups are timed with the embedding
+model in this process, on one thread. Prints a line for each bound on wrong answers; the last line is JSON.
 """
 
 from __future__ import annotations

@@ -194,9 +194,9 @@ def test_what_may_be_given_again(body):
     assert cacheable({"choices": [{"text": "x", "finish_reason": "stop"}]})
     assert cacheable(body(choices=2), several=True)
     refused = [
-        body(choices=2), body(reason="length"), body(reason="content_filter"), body(reason="tool_calls"), body(reason=None), body(text=""),
-        body(text=None), body(tool_calls=[{"id": "1"}]), body(function_call={"name": "f"}), body(refusal="No."), {"error": {"message": "x"}},
-        {"error": {"message": "x"}, **body()}, {"choices": []}, {},
+        body(choices=2), body(reason="length"), body(reason="content_filter"), body(reason="tool_calls"), body(reason=None),
+        body(text=""), body(text=None), body(tool_calls=[{"id": "1"}]), body(function_call={"name": "f"}), body(refusal="No."),
+        {"error": {"message": "x"}}, {"error": {"message": "x"}, **body()}, {"choices": []}, {},
     ]  # fmt: skip
     for one in refused:
         assert not cacheable(one)
