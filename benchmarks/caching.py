@@ -38,7 +38,9 @@ from services.engine import usable_cores
 from services.settings import load_settings
 
 REPEATS = 0.3
-BOUNDS: tuple[tuple[Population, float], ...] = (("pairs", 0.01), ("lookups", 0.01), ("lookups", 0.02), ("lookups", 0.05))
+BOUNDS: tuple[tuple[Population, float], ...] = (
+    ("pairs", 0.01), ("lookups", 0.01), ("lookups", 0.02), ("lookups", 0.03), ("lookups", 0.05),
+)  # fmt: skip
 SCOPE = Scope("bench", [], {"model": "none"}, {})
 
 
