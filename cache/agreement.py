@@ -178,5 +178,5 @@ def _weight(terms: frozenset[str]) -> float:
 
 
 def _alike(one: Sequence[str], other: Sequence[str]) -> float:
-    first, second = sorted((one, other))
+    first, second = sorted((tuple(one), tuple(other)))
     return difflib.SequenceMatcher(None, first, second, autojunk=False).ratio()

@@ -7,7 +7,7 @@ import copy
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from cache.key import Scope
@@ -62,7 +62,7 @@ class Answers:
     ) -> None:
         self._store, self._matcher, self._embed = store, matcher, embed
         self._wait, self._several, self._heard, self._now = wait, several, heard, now
-        self._flying: dict[str, asyncio.Future[dict[str, Any] | None]] = {}
+        self._flying: dict[str, asyncio.Future[Hit | None]] = {}
 
     async def get(self, scope: Scope, question: str) -> Hit | None:
         """Return an answer to the question; None where there is none. An empty question is found by its context alone."""
@@ -92,12 +92,12 @@ class Answers:
         while hit is None and key in self._flying:
             try:
                 async with asyncio.timeout_at(deadline):
-                    body = await asyncio.shield(self._flying[key])
+                    shared = await asyncio.shield(self._flying[key])
             except TimeoutError:
                 break
-            if body is not None:
+            if shared is not None:
                 self._heard("shared")
-                yield Flight(Hit(copy.deepcopy(body), "exact", 0.0), self._kept)
+                yield Flight(replace(shared, body=copy.deepcopy(shared.body)), self._kept)
                 return
         if hit is not None:
             self._heard("exact")
@@ -110,22 +110,22 @@ class Answers:
             async def put(body: dict[str, Any]) -> bool:
                 kept = await self.put(scope, question, body, vector)
                 if kept:
-                    landed(body)
+                    landed(Hit(body, "exact", 0.0))
                 return kept
 
             if hit is not None:
-                landed(None)
+                landed(hit)
             yield Flight(hit, self._kept if hit else put)
 
     @asynccontextmanager
-    async def _leading(self, key: str) -> AsyncGenerator[Callable[[dict[str, Any] | None], None]]:
+    async def _leading(self, key: str) -> AsyncGenerator[Callable[[Hit | None], None]]:
         """Others may wait for this one, unless they waited for another in vain: then it goes alone."""
-        own: asyncio.Future[dict[str, Any] | None] = asyncio.get_running_loop().create_future()
+        own: asyncio.Future[Hit | None] = asyncio.get_running_loop().create_future()
         first = self._flying.setdefault(key, own) is own
 
-        def landed(body: dict[str, Any] | None) -> None:
+        def landed(hit: Hit | None) -> None:
             if not own.done():
-                own.set_result(body)
+                own.set_result(hit)
             if first and self._flying.get(key) is own:
                 del self._flying[key]
 

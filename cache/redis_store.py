@@ -25,6 +25,7 @@ from cache.store import TTL_SECONDS, Stored, pack, unpack
 
 TIMEOUT_SECONDS = 0.25
 PAUSE_SECONDS = 2.0
+CLEAR_SECONDS = 60.0
 SCOPE_ENTRIES = 2000
 MAX_ANSWER_BYTES = 1024 * 1024
 _COPIES = 256  # scopes of which a box keeps the questions
@@ -111,7 +112,7 @@ class RedisStore:
     async def clear(self) -> None:
         """Forget the answers under this store's prefix, of all boxes."""
         self._copies.clear()
-        await self._try("clear", self._delete_all, None)
+        await self._try("clear", self._delete_all, None, CLEAR_SECONDS)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -128,11 +129,13 @@ class RedisStore:
         for start in range(0, len(names), 1000):
             await self._redis.unlink(*names[start : start + 1000])
 
-    async def _try(self, operation: str, work: Callable[[], Awaitable[Result]], otherwise: Result) -> Result:
+    async def _try(
+        self, operation: str, work: Callable[[], Awaitable[Result]], otherwise: Result, seconds: float | None = None
+    ) -> Result:
         if time.monotonic() < self._asleep_until:
             return otherwise
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(seconds or self._timeout):
                 return await work()
         except (RedisError, OSError, TimeoutError) as error:
             self._asleep_until = time.monotonic() + self._pause

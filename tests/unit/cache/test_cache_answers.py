@@ -109,6 +109,26 @@ async def test_identical_requests_at_a_time_ask_the_engine_once(answers, scope, 
     assert answered[4]["choices"]
 
 
+async def test_identical_requests_at_a_time_share_what_one_finds_by_meaning(facts, scope, body):
+    embedded = []
+
+    async def embed(question):
+        embedded.append(question)
+        await asyncio.sleep(0.01)
+        return VECTORS[question]
+
+    calibration = Calibration("m", {"cosine": 50.0}, -45.0, {"pairs": {0.01: 0.9}})
+    cache = Answers(MemoryStore(), Matcher(calibration, facts), embed)
+    await cache.put(scope(), "How do I pay?", body("By card."))
+
+    async def request():
+        async with cache.flight(scope(), "How can I pay?") as flight:
+            return flight.hit.kind
+
+    assert await asyncio.gather(*(request() for _ in range(5))) == ["semantic"] * 5
+    assert embedded == ["How do I pay?", "How can I pay?"]
+
+
 @pytest.mark.parametrize("way", ["error", "cancelled", "not kept"])
 async def test_who_waits_goes_on_when_the_first_comes_to_nothing(answers, scope, body, way):
     cache = answers()
@@ -194,9 +214,9 @@ def test_what_may_be_given_again(body):
     assert cacheable({"choices": [{"text": "x", "finish_reason": "stop"}]})
     assert cacheable(body(choices=2), several=True)
     refused = [
-        body(choices=2), body(reason="length"), body(reason="content_filter"), body(reason="tool_calls"), body(reason=None), body(text=""),
-        body(text=None), body(tool_calls=[{"id": "1"}]), body(function_call={"name": "f"}), body(refusal="No."), {"error": {"message": "x"}},
-        {"error": {"message": "x"}, **body()}, {"choices": []}, {},
+        body(choices=2), body(reason="length"), body(reason="content_filter"), body(reason="tool_calls"), body(reason=None),
+        body(text=""), body(text=None), body(tool_calls=[{"id": "1"}]), body(function_call={"name": "f"}), body(refusal="No."),
+        {"error": {"message": "x"}}, {"error": {"message": "x"}, **body()}, {"choices": []}, {},
     ]  # fmt: skip
     for one in refused:
         assert not cacheable(one)
