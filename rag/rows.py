@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 ROW_ID = "_rowid"
 _VERSION = b"version"
+_MANY = 8
 
 
 class Rows:
@@ -70,7 +71,11 @@ class Rows:
 
         asked = np.asarray(vector, dtype=np.float32)
         asked /= np.linalg.norm(asked) or 1.0
-        cosines = (self.vectors if places is None else self.vectors[places]) @ asked
+        if places is not None and _MANY * len(places) < len(self.ids):
+            cosines = self.vectors[places] @ asked
+        else:  # to copy many rows costs more than to compare them all
+            cosines = self.vectors @ asked
+            cosines = cosines if places is None else cosines[places]
         best = np.argpartition(-cosines, k - 1)[:k] if k < len(cosines) else np.arange(len(cosines))
         best = best[np.argsort(-cosines[best], kind="stable")]
         return best if places is None else places[best], cosines[best]

@@ -49,12 +49,9 @@ class Tenant(Strict):
 
 
 class Alerts(Strict):
-    """When somebody is told that a budget runs out."""
+    """When somebody is told that a budget runs out: by the log, a metric, and EKIBEN_ALERT_WEBHOOK."""
 
-    share: float = Field(default=0.8, gt=0, le=1, description="of a budget; told once a period: log, metric and webhook")
-    webhook: str | None = Field(
-        default=None, pattern=r"^https?://", description="gets a POST of JSON; a secret in it stands as ${VARIABLE}"
-    )
+    share: float = Field(default=0.8, gt=0, le=1, description="of a budget; told once a day or month, and again when it is spent")
 
 
 class Queue(Strict):

@@ -63,7 +63,7 @@ async def open_accounting(
         )
         accounting = Accounting(telemetry, rates, tenants=bundle.tenants, soft=bundle.alerts.share, texts=bundle.audit.texts)
         if has_costs(bundle):
-            webhook = filled(bundle.alerts.webhook) if bundle.alerts.webhook else None
+            webhook = settings.alert_webhook.get_secret_value() if settings.alert_webhook else None
             alerts = await stack.enter_async_context(aclosing(BudgetAlerts(telemetry, webhook)))
             ledger = Ledger(database.engine, alerts, lambda message: log.error("spend", message=message))
             accounting.ledger = await stack.enter_async_context(ledger.running())
