@@ -29,7 +29,7 @@ def compressed(passages: Sequence[str], question: str, share: float) -> list[str
     rarity = {term: math.log(1 + (count - df + 0.5) / (df + 0.5)) for term, df in held.items()}
     own = [[sum(rarity[term] for term in found) for found in parts] for parts in terms]
     order = sorted(
-        ((number, place) for number, parts in enumerate(cut) for place in range(len(parts))),
+        ((number, place) for number, parts in enumerate(cut) for place, sentence in enumerate(parts) if sentence.strip()),
         key=lambda at: -_worth(own[at[0]], at[1]),
     )
     left = share * sum(map(len, passages))

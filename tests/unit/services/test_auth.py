@@ -334,6 +334,9 @@ DATA_PLANE = [
     ("POST", "/v1/rag/documents", {"model": "ask", "documents": [{"id": "a", "text": "b"}]}),
     ("DELETE", "/v1/rag/documents/a?model=ask", None), ("GET", "/v1/vector_stores", None), ("GET", "/v1/vector_stores/ask", None),
     ("POST", "/v1/vector_stores/ask/search", {"query": "a"}), ("GET", "/v1/models", None), ("GET", "/v1/models/chat", None),
+    ("POST", "/v1/files", {}), ("GET", "/v1/files", None), ("GET", "/v1/files/a", None), ("DELETE", "/v1/files/a", None),
+    ("POST", "/v1/vector_stores/ask/files", {"file_id": "a"}), ("GET", "/v1/vector_stores/ask/files", None),
+    ("GET", "/v1/vector_stores/ask/files/a", None), ("DELETE", "/v1/vector_stores/ask/files/a", None),
 ]  # fmt: skip
 
 
