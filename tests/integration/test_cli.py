@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from services.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,24 +48,46 @@ def test_check_fails_with_file_line_and_remedy(ekiben, tmp_path):
     assert f"{path}:1: model.source: missing key" in done.stderr
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        (), ("check",), ("schema",), ("pack",), ("model", "make"), ("model", "quantize"), ("model", "compare"), ("model", "tune"),
-        ("adapter", "check"), ("adapter", "train"), ("adapter", "eval"), ("adapter", "add"), ("adapter", "list"),
-        ("adapter", "load"), ("adapter", "unload"), ("adapter", "promote"), ("adapter", "rollback"), ("adapter", "remove"),
-        ("rag", "ingest"), ("rag", "search"), ("rag", "eval"), ("rag", "answers"),
-        ("rag", "versions"), ("rag", "switch"), ("rag", "remove"), ("rag", "move"),
-        ("guard", "scan"), ("guard", "eval"), ("prompt", "list"), ("keys",), ("usage",),
-        ("keys", "create"), ("keys", "list"), ("keys", "rotate"), ("keys", "revoke"), ("bento", "version"), ("bento", "build"),
-        ("audit", "verify"), ("audit", "tail"), ("audit", "export"), ("audit", "prune"),
-    ],
-)  # fmt: skip
-def test_every_command_has_help(ekiben, command):
-    done = ekiben(*command, "--help")
+def commands(group, path=()):
+    """Yield every command and group of the app by its path."""
+    yield path
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, (*path, name))
 
-    assert done.returncode == 0
+
+ALL = list(commands(get_command(app)))
+
+
+def test_the_commands_are_those_that_the_docs_name():
+    groups = {path[0] for path in ALL if path}
+
+    assert groups >= {
+        "check",
+        "pack",
+        "model",
+        "adapter",
+        "rag",
+        "guard",
+        "prompt",
+        "route",
+        "cache",
+        "keys",
+        "usage",
+        "audit",
+        "bento",
+    }
+
+
+@pytest.mark.parametrize("command", ALL, ids=" ".join)
+def test_every_command_has_help(command):
+    done = CliRunner().invoke(app, [*command, "--help"])
+
+    assert done.exit_code == 0
     assert len(done.stdout) > 200
+
+
+def test_help_of_the_program_itself(ekiben):
+    assert "bundle.yaml" in ekiben("--help").stdout
 
 
 def test_a_collection_is_ingested_once_and_searched(ekiben, tmp_path):
