@@ -22,7 +22,7 @@ import yaml
 from rag.evaluate import Indexed, PooledEmbeddings, indexed, query_vectors
 from rag.judgements import Judged, read_judged
 from rag.metrics import judge
-from rag.ranking import FEATURES, LEXICAL_SHARE, RERANKED, Candidates, fuse, measure, scale
+from rag.ranking import FEATURES, RERANKED, Candidates, fuse, measure, scale, trust
 from rag.retriever import HybridRetriever
 
 SETS = {
@@ -55,13 +55,14 @@ class Query:
     features: Any
     dense: Any
     fused: Any
+    lexical: float
     answers: Any
     documents: list[str]
     grades: dict[str, int]
 
     def best(self, order: Any) -> Any:
         """Return the places of the candidates with these weights of ORDERED, best first."""
-        return np.argsort(-self.fused - LEXICAL_SHARE * (self.features[:, : len(ORDERED)] @ order), kind="stable")
+        return np.argsort(-self.fused - self.lexical * (self.features[:, : len(ORDERED)] @ order), kind="stable")
 
     def judge(self, order: Any) -> tuple[float, ...]:
         """Return the figures of the ranking with these weights of ORDERED."""
@@ -79,6 +80,7 @@ def queries_of(judged: Judged, bench: Indexed, asked: Judged, vectors: dict[str,
         candidates: Candidates = retriever.candidates(text, vectors[name])
         scaled = scale(candidates)
         names = fuse(scaled, DENSE_WEIGHT)
+        dense_weight, lexical = trust(scaled, DENSE_WEIGHT)
         best = names[:RERANKED]
         features = measure(candidates, scaled, text, best)
         grades = asked.grades[name] if every else {}
@@ -86,7 +88,7 @@ def queries_of(judged: Judged, bench: Indexed, asked: Judged, vectors: dict[str,
         found.append(
             Query(
                 name, np.array(features), np.array([scaled[chunk][0] for chunk in best]),
-                np.array([scaled[chunk] for chunk in best]) @ (DENSE_WEIGHT, 1 - DENSE_WEIGHT),
+                np.array([scaled[chunk] for chunk in best]) @ (dense_weight, 1 - dense_weight), lexical,
                 np.array([document in grades for document in documents[: len(best)]]), documents, grades,
             )
         )  # fmt: skip

@@ -4,7 +4,7 @@ import pytest
 from langchain_core.documents import BaseDocumentCompressor, Document
 
 from rag.plugins import BadPlugin
-from rag.ranking import Candidates, Ranking, diversify, fuse, load_reranker, rank, reranked, scale
+from rag.ranking import Candidates, Ranking, diversify, fuse, load_reranker, rank, reranked, scale, trust
 
 TEXTS = {
     "a": "The station opens at six. Bicycles travel for ten euros on every train.",
@@ -30,6 +30,17 @@ def test_each_list_is_scaled_by_itself():
     assert scaled == {"a": (1.0, 0.0), "b": (0.0, 1.0), "c": (0.0, 0.5)}
     assert fuse(scaled, 0.6) == ["a", "b", "c"]
     assert fuse(scaled, 0.0) == ["b", "c", "a"]
+
+
+def test_words_are_trusted_as_far_as_one_chunk_stands_out_by_them():
+    alone = {"a": (0.1, 1.0), **{str(number): (1.0, 0.3) for number in range(5)}}
+    among = {"a": (0.1, 1.0), **{str(number): (1.0, 0.9) for number in range(5)}}
+
+    assert trust(alone, 0.5) == (0.5, 0.1)
+    dense_weight, lexical = trust(among, 0.5)
+    assert 0.6 < dense_weight <= 0.7
+    assert lexical < 0.05
+    assert [trust(among, weight)[0] for weight in (0.0, 1.0)] == [0.0, 1.0]
 
 
 def test_nothing_found_is_no_error():
