@@ -34,6 +34,7 @@ STANDS_OUT = 0.4
 """By how much of the best words' score the fifth is behind, for words to be trusted fully. Where many chunks have the question's
 words, it is the meaning that tells them apart: the reranker counts less then, and vectors more."""
 MEANING = 0.8  # how much more: 0.5 becomes 0.7
+SIGHT = 5
 RERANKED = 50  # candidates that are looked at; the others are left out
 _SENTENCE = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；])|\n+")
 
@@ -136,7 +137,18 @@ def rank(found: Candidates, question: str, *, dense_weight: float, rerank: bool)
         dense, words = scaled[name]
         order = dense_weight * dense + (1 - dense_weight) * words + lexical * _sum(weights.order, features)
         ranked.append(Ranked(found.documents[name], order, _odds(weights.bias + _sum(weights.relevance, features))))
-    return sorted(ranked, key=lambda one: -one.order) if rerank else ranked
+    if not rerank:
+        return ranked
+    best = sorted(ranked, key=lambda one: -one.order)
+    firsts = [max(scaled, key=lambda name, by=by: scaled[name][by], default="") for by in (0, 1)]
+    return in_sight(best, [one for one in best if one.document.id in firsts])
+
+
+def in_sight(ranked: list[Ranked], firsts: Sequence[Ranked]) -> list[Ranked]:
+    """Return a ranking with the first choices of words and of vectors among its first SIGHT: neither is overruled so far."""
+    late = [one for one in firsts if one not in ranked[:SIGHT]]
+    kept = [one for one in ranked if one not in late]
+    return [*kept[: SIGHT - len(late)], *late, *kept[SIGHT - len(late) :]]
 
 
 def load_reranker(path: str) -> BaseDocumentCompressor:

@@ -43,6 +43,21 @@ def test_words_are_trusted_as_far_as_one_chunk_stands_out_by_them():
     assert [trust(among, weight)[0] for weight in (0.0, 1.0)] == [0.0, 1.0]
 
 
+def test_what_either_list_has_first_stays_in_sight():
+    documents = {
+        str(number): Document(page_content="bicycle euros", metadata={"heading": ""}, id=str(number)) for number in range(9)
+    }
+    documents["8"] = Document(page_content="Nothing of it.", metadata={"heading": ""}, id="8")
+    cosines = {str(number): 0.9 - number / 100 for number in range(8)}
+    found = Candidates(documents, cosines, {**{str(number): 9.9 for number in range(8)}, "8": 10.0})
+
+    ranked = [one.document.id for one in rank(found, "bicycle euros", dense_weight=0.5, rerank=True)]
+
+    assert ranked[:5] == ["0", "1", "2", "3", "8"]
+    assert sorted(ranked) == sorted(documents)
+    assert "8" not in [one.document.id for one in rank(found, "bicycle euros", dense_weight=0.5, rerank=False)][:5]
+
+
 def test_nothing_found_is_no_error():
     assert rank(candidates({}, {}), "what?", dense_weight=0.5, rerank=True) == []
 
