@@ -1,15 +1,15 @@
-"""The shipped classifier: n-grams of characters and words, and concepts; one linear head each for Chinese and for other text.
+"""The shipped classifier: n-grams, concepts, and words by their place; one linear head each for Chinese and for other text.
 
 Each feature falls into one of 2^18 buckets; a bucket's `gain` says how telling it is (a naive Bayes log-ratio, after Wang
 and Manning 2012), and its `weight` how it speaks for an attack. Values are log counts times gain, scaled to unit length for
-n-grams and concepts apart, so that a thousand n-grams do not drown ten concepts. numpy only: no Python loop runs over n-grams.
+each kind apart, so that a thousand n-grams do not drown ten concepts. numpy only: no Python loop runs over n-grams.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guards.concepts import load_lexicon
+from guards.places import places
 
 BITS = 18
-KINDS = ("ngrams", "concepts")
 MAX_CHARS = 8000  # what is longer is to be read in windows
 _LONGEST_GRAM = 5
 _LONGEST_WORD = 64
@@ -57,17 +57,17 @@ class Block:
 
 @dataclass(frozen=True)
 class Head:
-    """Two blocks and a bias; `slope` and `shift` bring a raw value to the scale of the rules."""
+    """A block for each of FEATURES and a bias; `slope` and `shift` bring a raw value to the scale of the rules."""
 
-    ngrams: Block
-    concepts: Block
+    blocks: tuple[Block, ...]
     bias: float
     slope: float
     shift: float
 
     def raw(self, text: str) -> float:
         """Return the uncalibrated value of a bare text; above 0 is more like an attack."""
-        return self.ngrams.value(ngrams(text)) + self.concepts.value(load_lexicon().grams(text)) + self.bias
+        features = (find(text) for find in FEATURES.values())
+        return sum((block.value(found) for block, found in zip(self.blocks, features, strict=True)), self.bias)
 
     def score(self, text: str) -> float:
         """Return the calibrated score of a bare text, 0 to 1."""
@@ -110,9 +110,9 @@ def load_classifier(path: Path = _SHIPPED) -> Classifier:
 
 
 def _head(arrays: Mapping[str, NDArray[Any]], name: str) -> Head:
-    grams, concepts = (_block(arrays[f"{name}_{kind}_gain"], arrays[f"{name}_{kind}_weight"]) for kind in KINDS)
+    blocks = tuple(_block(arrays[f"{name}_{kind}_gain"], arrays[f"{name}_{kind}_weight"]) for kind in FEATURES)
     bias, slope, shift = (float(value) for value in arrays[f"{name}_scale"])
-    return Head(grams, concepts, bias, slope, shift)
+    return Head(blocks, bias, slope, shift)
 
 
 def _block(gain: NDArray[np.float16], weight: NDArray[np.float16]) -> Block:
@@ -156,3 +156,11 @@ def _word_grams(codes: NDArray[np.uint64], letters: NDArray[np.uint64]) -> list[
 def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
     value = (value ^ (value >> np.uint64(31))) * np.uint64(0x9E3779B97F4A7C15)
     return value ^ (value >> np.uint64(29))
+
+
+def _concepts(text: str) -> NDArray[np.int64]:
+    return load_lexicon().grams(text)
+
+
+# Kinds of features: each gives the buckets, below 2^18, of a bare text.
+FEATURES: Mapping[str, Callable[[str], NDArray[np.int64]]] = {"ngrams": ngrams, "concepts": _concepts, "places": places}

@@ -49,10 +49,16 @@ _NEVER = frozenset([
 
 _CAPITAL = r"[A-ZÀ-Þ][A-Za-zÀ-ɏ'’-]{1,20}"
 _FULL = rf"{_CAPITAL}(?:[ \t](?:[A-Z]\.|(?:van|von|de|da|del|der|di|la|bin|al)\b|{_CAPITAL})){{0,3}}"
+_NOBODY = (
+    "He|She|It|They|We|You|I|Who|That|This|There|Here|What|Which|Everyone|Everybody|Nobody|Someone|Somebody|Anyone|One|Another|Mother|"
+    "Father|Mum|Mom|Dad|Grandma|Grandpa|Both|Neither|Most|Many|Some|All"
+)
 _CUED = (
     Pattern("PERSON", rf"(?:\b[Mm]y name is|\bI am called|\b(?:[Ff]ull |[Ff]irst |[Ll]ast |[Cc]ustomer |[Pp]atient )?[Nn]ame ?:)\s{{1,8}}({_FULL})", 0.7, needs="[Nn]ame|called"),
     Pattern("PERSON", rf"\b(?:Mr|Mrs|Ms|Miss|Mx|Dr|Prof)\b\.? ({_FULL})", 0.7, needs=r"\b(?:M[rsx]|Dr|Prof)"),
     Pattern("PERSON", rf"\bDear ({_FULL})(?=,|\n)", 0.6, needs="Dear "),
+    Pattern("PERSON", rf"(?<![\w'’.-])(?!(?:{_NOBODY})\b)({_FULL})(?= (?:lives|lived|resides|resided|grew up|was born) (?:at|on|in|near|with)\b)", 0.6,
+            needs="lived?s? |resided?s? |grew up |was born "),
 )  # fmt: skip
 
 

@@ -164,8 +164,10 @@ class _Tally:
     predicted: Counter[str] = field(default_factory=Counter)
     right: Counter[str] = field(default_factory=Counter)
     touching: Counter[str] = field(default_factory=Counter)
+    values: Counter[str] = field(default_factory=Counter)
+    touching_values: Counter[str] = field(default_factory=Counter)
 
-    def add(self, golds: Sequence[Gold], spans: Sequence[Span]) -> None:
+    def add(self, text: str, golds: Sequence[Gold], spans: Sequence[Span]) -> None:
         for gold in golds:
             self.marked[gold.type] += 1
             self.found[gold.type] += any(_touch(gold, span) and same_type(gold.type, span.entity) for span in spans)
@@ -174,6 +176,9 @@ class _Tally:
             self.predicted[span.entity] += 1
             self.touching[span.entity] += bool(near)
             self.right[span.entity] += any(same_type(gold.type, span.entity) for gold in near)
+        for entity, mentions in _values(text, spans):
+            self.values[entity] += 1
+            self.touching_values[entity] += any(_touch(gold, span) for gold in golds for span in mentions)
 
     def by_type(self) -> dict[str, Any]:
         """Judge each type of the data: precision is over the predictions of that type or of one that means the same."""
@@ -189,12 +194,19 @@ class _Tally:
         return result
 
     def by_entity(self) -> dict[str, Any]:
-        """Judge each entity of the detectors: `false_share` touches nothing that is marked at all."""
+        """Judge each entity of the detectors: `false_share` touches nothing that is marked at all.
+
+        `values` counts what a text says several times once, a short form with its full name.
+        """
         return {
             entity: {
                 "n": count,
                 "precision": _part(self.right[entity], count),
                 "false_share": _part(count - self.touching[entity], count),
+                "values": {
+                    "n": self.values[entity],
+                    "false_share": _part(self.values[entity] - self.touching_values[entity], self.values[entity]),
+                },
             }
             for entity, count in sorted(self.predicted.items())
         }
@@ -206,7 +218,7 @@ def score_pii(rows: Iterable[Row], find: Finder = find_patterns) -> dict[str, An
     for row in rows:
         spans = find(row.text)
         for tally in (overall, by_lang[row.lang]):
-            tally.add(row.spans or (), spans)
+            tally.add(row.text, row.spans or (), spans)
         count[row.lang] += 1
     return {
         "n": count.total(),
@@ -222,6 +234,20 @@ def score_pii(rows: Iterable[Row], find: Finder = find_patterns) -> dict[str, An
 def same_type(kind: str, entity: str) -> bool:
     """Whether a detector's entity is what the data calls `kind`."""
     return entity == kind or entity in SAME_TYPE.get(kind, ())
+
+
+def _values(text: str, spans: Sequence[Span]) -> list[tuple[str, list[Span]]]:
+    """Return the spans of a text by what they say: together are those of an entity whose words are all in the longest."""
+    found: list[tuple[str, frozenset[str], list[Span]]] = []
+    for span in sorted(spans, key=lambda span: span.start - span.end):
+        words = frozenset(text[span.start : span.end].casefold().split())
+        for entity, others, mentions in found:
+            if entity == span.entity and words <= others:
+                mentions.append(span)
+                break
+        else:
+            found.append((span.entity, words, [span]))
+    return [(entity, mentions) for entity, _words, mentions in found]
 
 
 def _touch(gold: Gold, span: Span) -> bool:

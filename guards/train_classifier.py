@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guards.classifier import BITS, KINDS, bare, is_chinese, ngrams
-from guards.concepts import load_lexicon
+from guards.classifier import BITS, FEATURES, bare, is_chinese
 from guards.injection import scan
 from guards.synthetic import Grammar, synthesize
 from guards.thresholds import BLOCK, FLAG
@@ -98,7 +97,7 @@ class Bench:
         self.dev = np.array([row.dev for row in rows])
         self.rules = np.array([row.rule for row in rows])
         self.sources = np.array([row.source for row in rows])
-        self.blocks: list[Any] = [_counts([grams(row.text) for row in rows]) for grams in (ngrams, load_lexicon().grams)]
+        self.blocks: list[Any] = [_counts([find(row.text) for row in rows]) for find in FEATURES.values()]
 
     def fit(self, chosen: NDArray[np.bool_]) -> Fit:
         """Fit on the chosen rows that may train."""
@@ -242,7 +241,7 @@ def main() -> None:
         values, counts = np.concatenate([run[harmless] for run in runs]), np.tile(bench.likeness()[harmless], len(runs))
         slope, shift = scale(values, counts, ALLOWED[name])
         fit = bench.fit(np.ones(len(bench.rows), dtype=bool))
-        for kind, gain, weight in zip(KINDS, fit.gains, fit.weights, strict=True):
+        for kind, gain, weight in zip(FEATURES, fit.gains, fit.weights, strict=True):
             arrays |= {f"{name}_{kind}_gain": gain, f"{name}_{kind}_weight": weight}
         arrays[f"{name}_scale"] = np.array([fit.bias, slope, shift])
         scores = np.concatenate([_together(run, bench.rules, slope, shift)[bench.dev] for run in runs])

@@ -76,6 +76,8 @@ def test_a_folder_without_a_model_is_an_error(tmp_path):
         ("my name is Bo Ek.", "Bo Ek"),
         ("ask Dr. Ines de la Cruz about it", "Ines de la Cruz"),
         ("Dear Olu,\nthanks", "Olu"),
+        ("I hear Ngozi Bell lives in a tent.", "Ngozi Bell"),
+        ("Ximena was born on a ship", "Ximena"),
         ("联系人:欧阳修文,", "欧阳修文"),
         ("我叫李四,今年三十", "李四"),
         ("请王小明老师发言", "王小明"),
@@ -88,7 +90,17 @@ def test_words_beside_a_name_give_it_away(text, name):
 
 
 @pytest.mark.parametrize(
-    "text", ["方便的话请回电", "周末被取消", "高级工程师", "任何人都可以", "Name: email", "Mr. and Mrs.", "我是一名学生"]
+    "text",
+    [
+        "方便的话请回电",
+        "周末被取消",
+        "高级工程师",
+        "任何人都可以",
+        "Name: email",
+        "Mr. and Mrs.",
+        "我是一名学生",
+        "She lives in Rome.",
+    ],
 )
 def test_rules_leave_alone(text):
     assert list(by_rule(text)) == []

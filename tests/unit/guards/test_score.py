@@ -53,8 +53,20 @@ def test_personal_data_is_counted_by_type(write):
         "PERSON": {"n": 1, "recall": 0.0, "precision": None},
         "PHONE": {"n": 1, "recall": 1.0, "precision": 1.0},
     }
-    assert result["by_entity"]["EMAIL_ADDRESS"] == {"n": 1, "precision": 0.0, "false_share": 1.0}
+    mail = {"n": 1, "precision": 0.0, "false_share": 1.0, "values": {"n": 1, "false_share": 1.0}}
+    assert result["by_entity"]["EMAIL_ADDRESS"] == mail
     assert result["by_lang"]["zh"]["n"] == 1
+
+
+def test_what_a_text_says_twice_is_one_value(write):
+    row = {"text": "Ada Lovelace met Bo. Ada left Bo Ek.", "spans": [{"start": 0, "end": 12, "type": "PERSON"}], "lang": "en"}
+    names = ("Ada Lovelace", 0), ("Bo", 17), ("Ada", 21), ("Bo Ek", 30)
+
+    found = score_pii(read_rows(write(row)), lambda _: [Span(at, at + len(name), "PERSON", 1.0) for name, at in names])
+
+    person = found["by_entity"]["PERSON"]
+    assert (person["n"], person["false_share"]) == (4, 0.75)
+    assert person["values"] == {"n": 2, "false_share": 0.5}
 
 
 @pytest.mark.parametrize(
