@@ -40,7 +40,9 @@ def usage(
         fail("--since and --until are days or months: 2026-01-31 or 2026-01")
     try:
         rows = asyncio.run(_rows(groups, first, last))
-    except (DatabaseUnavailable, ValueError) as error:
+    except DatabaseUnavailable as error:
+        fail(f"{error}; EKIBEN_DATABASE_URL names another")
+    except ValueError as error:
         fail(str(error))
     for row in rows:
         row["cost"] = shown(row["micros"])
