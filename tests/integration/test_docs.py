@@ -1,6 +1,10 @@
 """What the docs say is so: excerpts of bundle.yaml pass `ekiben check`, tables name what there is, links lead somewhere."""
 
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +12,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner
 
+from accounts.audit import AuditLog, Entry
 from guards.policy import load_policy
 from services import errors
 from services.cli import app
@@ -157,3 +162,40 @@ def test_the_readme_lists_every_page():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
 
     assert [page.name for page in (ROOT / "docs").glob("*.md") if f"docs/{page.name}" not in readme] == []
+
+
+def test_the_commands_of_the_readme_run(monkeypatch, tmp_path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = readme.split("## Operate it\n")[1].split("```sh\n")[1].split("```")[0]
+    monkeypatch.setenv("EKIBEN_STATE_DIR", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    entry = Entry(
+        id="a", action="chat", tenant="acme", key="", route="assistant", versions={}, outcome="ok", verdicts=[], prompt_tokens=1,
+        cached_tokens=0, completion_tokens=1, micros=1, seconds=0.1, first_token_seconds=None, more={},
+    )  # fmt: skip
+    with AuditLog(Settings().audit("ekiben"), None, None) as trail:
+        trail.append(entry, None)
+    for line in block.splitlines():
+        command = shlex.split(line, comments=True)
+        done = CliRunner().invoke(app, command[1:])
+
+        assert (command[0], done.exit_code) == ("ekiben", 0), f"{line}: {done.output}"
+
+
+def test_a_key_is_made_with_what_travels_in_a_bento(tmp_path):
+    for pattern in yaml.safe_load((ROOT / "bentofile.yaml").read_text(encoding="utf-8"))["include"]:
+        for file in ROOT.glob(pattern):
+            place = tmp_path / file.relative_to(ROOT)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, place)
+    command = next(
+        line for line in (ROOT / "docs" / "guide.md").read_text(encoding="utf-8").splitlines() if "docker exec" in line
+    )
+    arguments = shlex.split(command.split(" CONTAINER python ")[1])
+    environment = {"PATH": "/usr/bin", "EKIBEN_STATE_DIR": str(tmp_path / "state")}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"ek_[0-9a-f]{16}_[\w-]{43}\n", done.stdout)
