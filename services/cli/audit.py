@@ -212,7 +212,7 @@ def _text_key() -> Any:
 def _readable(line: dict[str, Any]) -> str:
     tokens = f"{line.get('prompt_tokens', 0)}+{line.get('completion_tokens', 0)} tokens"
     verdicts = ", ".join(f"{one.get('detector')}:{one.get('action')}" for one in line.get("verdicts", ()))
-    who = line["tenant"] + (f"/{line['key']}" if line.get("key") else "")
+    who = line["tenant"] + (f"/ek_{line['key'].removeprefix('ek_')}" if line.get("key") else "")
     told = f"{line['at']} {line['outcome']:<9} {line.get('route', '-')} {who} {tokens} {line.get('micros', 0) / 1e6:.6f}"
     told += f" {line.get('seconds', 0):.3f}s {line['id']}" + (f" [{verdicts}]" if verdicts else "")
     # What a caller wrote must not move the terminal's cursor.

@@ -54,7 +54,8 @@ def test_check_fails_with_file_line_and_remedy(ekiben, tmp_path):
         ("rag", "versions"), ("rag", "switch"), ("rag", "remove"), ("rag", "move"),
         ("guard", "scan"), ("guard", "eval"), ("prompt", "list"), ("keys",), ("usage",),
         ("keys", "create"), ("keys", "list"), ("keys", "rotate"), ("keys", "revoke"), ("bento", "version"), ("bento", "build"),
-        ("audit", "verify"), ("audit", "tail"), ("audit", "export"), ("audit", "prune"),
+        ("audit", "verify"), ("audit", "tail"), ("audit", "export"), ("audit", "prune"), ("cache", "eval"), ("cache", "train"),
+        ("route", "score"), ("route", "eval"),
     ],
 )  # fmt: skip
 def test_every_command_has_help(ekiben, command):
