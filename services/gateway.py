@@ -64,14 +64,17 @@ from services.lock import LockError, read_lock
 from services.pipeline import Pipeline
 from services.policies import Policies
 from services.routing import Routes
-from services.settings import load_settings
+from services.settings import SettingsError, load_settings
 from services.slots import Shelf, Slots
 from services.store import is_stored, stored_path
 from services.telemetry import Telemetry, configure_logs, log, merge_metrics
 from services.tuning import layout_here
 from services.wiring import MissingVariable, open_accounting, open_backends, open_caches
 
-settings = load_settings()
+try:
+    settings = load_settings()
+except SettingsError as error:
+    raise SystemExit(f"the box cannot start: {error}") from None
 lock = read_lock(settings.lock)
 _FOREVER: Any = {"max_requests": 10**9, "max_age": 1e9}  # BentoML's rotation of sessions kills requests under way
 

@@ -6,7 +6,7 @@ import os  # noqa: TID251  here it is read
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,6 +55,14 @@ class Settings(BaseSettings):
     engine_grace_seconds: float = Field(
         default=30.0, ge=0, description="how long an engine that was up may be away before /livez fails"
     )
+
+    @field_validator("redis_url", "alert_webhook")
+    @classmethod
+    def _of_a_server(cls, url: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        schemes = ("http://", "https://") if info.field_name == "alert_webhook" else ("redis://", "rediss://", "unix://")
+        if url and not url.get_secret_value().startswith(schemes):
+            raise ValueError(f"a URL that begins with {' or '.join(schemes)} is wanted")
+        return url
 
     @property
     def lock(self) -> Path:
@@ -113,4 +121,4 @@ def load_settings() -> Settings:
 
 def _short(kind: str, message: str) -> str:
     # Pydantic speaks of items where a secret's characters are meant.
-    return "at least 16 characters are needed" if kind == "too_short" else message
+    return "at least 16 characters are needed" if kind == "too_short" else message.removeprefix("Value error, ")

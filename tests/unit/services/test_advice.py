@@ -66,6 +66,12 @@ def test_a_budget_with_a_price_is_not_told(bundle_folder):
     [
         ("EKIBEN_AUDIT_KEY", "hidden", "EKIBEN_AUDIT_KEY: at least 16 characters are needed"),
         ("EKIBEN_ENGINE_PORT", "hidden", "EKIBEN_ENGINE_PORT: Input should be a valid integer"),
+        (
+            "EKIBEN_REDIS_URL",
+            "hidden:6379",
+            "EKIBEN_REDIS_URL: a URL that begins with redis:// or rediss:// or unix:// is wanted",
+        ),
+        ("EKIBEN_ALERT_WEBHOOK", "hidden", "EKIBEN_ALERT_WEBHOOK: a URL that begins with http:// or https:// is wanted"),
         ("EKIBEN_DEVICE", "hidden", "EKIBEN_DEVICE: Input should be 'auto', 'cpu' or 'cuda'"),
     ],
 )
