@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +45,8 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield f"{path}:{number}", line
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise BadPairs(f"{path}: cannot be read: {error}") from error
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise BadPairs(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _pair(where: str, line: str) -> Pair:

@@ -104,7 +104,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
                 if line.strip():
                     yield f"{path}:{number}", line.rstrip("\r\n")
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise BadJudgements(f"{path}: cannot be read: {error}") from error
+        raise BadJudgements(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

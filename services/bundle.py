@@ -591,14 +591,31 @@ def load_bundle(path: Path, *, packed: bool = False, target: Target | None = Non
     return loaded
 
 
+_ELSEWHERE = {
+    ("alerts", "webhook"): "is named by the variable EKIBEN_ALERT_WEBHOOK, for its URL is a secret; remove it here",
+    ("cache", "url"): "is named by the variable EKIBEN_REDIS_URL; remove it here",
+    ("audit", "key"): "is the variable EKIBEN_AUDIT_KEY; remove it here",
+}
+"""Keys that somebody may look for here, and where they stand."""
+_FORMS = {
+    "currency": "a currency is three capitals, such as USD or EUR",
+    "key": "a key in bundle.yaml would be packed with it; write ${VARIABLE}, which is read from the environment",
+    "url": "a URL begins with http:// or https://",
+    "health": "a path begins with /, such as /readyz",
+}
+"""Patterns in words."""
+
+
 def _explain(error: Any) -> Problem:
     where = tuple(part for part in error["loc"] if part != "[key]")
     if error["type"] == "extra_forbidden":
-        return Problem(where, f"unknown key {where[-1]!r}; remove it, or see docs/bundle.schema.json for the keys")
+        known = _ELSEWHERE.get(where[-2:])
+        return Problem(where, known or f"unknown key {where[-1]!r}; remove it, or see docs/bundle.schema.json for the keys")
     if error["type"] == "missing":
         return Problem(where, f"missing key {where[-1]!r}; add it")
-    given = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
-    return Problem(where, f"{error['msg'].removeprefix('Value error, ')}{given}")
+    given = "" if isinstance(error["input"], dict) or where[-1:] == ("key",) else f" (got {error['input']!r})"
+    form = _FORMS.get(str(where[-1])) if error["type"] == "string_pattern_mismatch" else None
+    return Problem(where, f"{form or error['msg'].removeprefix('Value error, ')}{given}")
 
 
 def _check_names(bundle: Bundle) -> list[Problem]:
@@ -636,8 +653,8 @@ def _check_targets(bundle: Bundle) -> list[Problem]:
     for name, route in bundle.routes.items():
         seen: set[tuple[str | None, str | None]] = set()
         targets = route.targets.of if route.targets else ()
-        for target in targets:
-            where = ("routes", name, "targets")
+        for number, target in enumerate(targets):
+            where = ("routes", name, "targets", "of", number)
             if target.upstream is not None and target.upstream not in bundle.upstreams:
                 known = ", ".join(sorted(bundle.upstreams)) or "none"
                 problems.append(Problem(where, f"no upstream named {target.upstream!r}; there is: {known}"))
@@ -817,11 +834,20 @@ def _duplicates(node: yaml.Node | None, where: tuple[str | int, ...]) -> list[Pr
     return problems
 
 
+def located(path: Path, problems: list[Problem]) -> list[str]:
+    """Return problems of a bundle file as `file:line: where: message`, in the order of its lines."""
+    return _located(path, yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader), problems)
+
+
 def _located(path: Path, root: yaml.Node | None, problems: list[Problem]) -> list[str]:
     located: list[tuple[int, str]] = []
     for problem in problems:
         node, line = root, 1
         for part in problem.where:
+            if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+                node = node.value[part]
+                line = node.start_mark.line + 1
+                continue
             if not isinstance(node, yaml.MappingNode):
                 break
             match = next(((k, v) for k, v in node.value if k.value == part), None)

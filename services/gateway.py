@@ -8,11 +8,12 @@ Embedder batches adaptively: it is a model that takes one item and gives one ans
 from __future__ import annotations
 
 import asyncio
+import os  # noqa: TID251  to end a process that cannot start
 import secrets
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import bentoml
 import psutil
 from bentoml.models import BentoModel
 
+from accounts.audit import AuditFailed
 from accounts.database import Database
 from accounts.keys import KeyStore
 from adapters.gate import BaseModel, check_adapter
@@ -35,11 +37,13 @@ from models.layers import linear_layers
 from rag.collection import GrowingCollection, Searchable
 from rag.embedding import DIMENSIONS, CallableEmbeddings, MultilingualE5
 from rag.files import Files
-from rag.index import Recipe
+from rag.index import Recipe, UnusableIndex
+from rag.plugins import BadPlugin
+from rag.store import StoreError
 from rag.uploads import Uploads
 from services.api import EmbeddingModel, Parts, create_app
 from services.auth import Auth
-from services.bundle import Bundle, LoadedBundle, load_bundle
+from services.bundle import Bundle, BundleError, LoadedBundle, load_bundle
 from services.bundle import Uploads as UploadSettings
 from services.caller import CallerHeaders
 from services.child import end_group
@@ -56,18 +60,21 @@ from services.engine_client import EngineClient, EngineWatch
 from services.files import Cabinet
 from services.indexes import open_collection, open_index
 from services.layout import this_machine
-from services.lock import read_lock
+from services.lock import LockError, read_lock
 from services.pipeline import Pipeline
 from services.policies import Policies
 from services.routing import Routes
-from services.settings import load_settings
+from services.settings import SettingsError, load_settings
 from services.slots import Shelf, Slots
 from services.store import is_stored, stored_path
-from services.telemetry import Telemetry, configure_logs, merge_metrics
+from services.telemetry import Telemetry, configure_logs, log, merge_metrics
 from services.tuning import layout_here
-from services.wiring import open_accounting, open_backends, open_caches
+from services.wiring import MissingVariable, open_accounting, open_backends, open_caches
 
-settings = load_settings()
+try:
+    settings = load_settings()
+except SettingsError as error:
+    raise SystemExit(f"the box cannot start: {error}") from None
 lock = read_lock(settings.lock)
 _FOREVER: Any = {"max_requests": 10**9, "max_age": 1e9}  # BentoML's rotation of sessions kills requests under way
 
@@ -266,6 +273,18 @@ async def compose() -> AsyncGenerator[Parts]:
 
 
 @asynccontextmanager
+async def started() -> AsyncGenerator[Parts]:
+    """Enter `compose`, and tell in one line what the bundle or this machine lacks: BentoML would print its stack, twice."""
+    async with AsyncExitStack() as stack:
+        try:
+            parts = await stack.enter_async_context(compose())
+        except (BundleError, LockError, MissingVariable, AuditFailed, UnusableIndex, StoreError, BadPlugin) as error:
+            log.critical("the box cannot start", problem=str(error))
+            os._exit(1)
+        yield parts
+
+
+@asynccontextmanager
 async def _doorkeeper(bundle: Bundle, database: Database) -> AsyncGenerator[Auth]:
     """Who is let in. A box that lets everybody in opens no database until somebody sends a key."""
 
@@ -308,7 +327,7 @@ def _shelf(bundle: Bundle) -> Shelf:
     return Shelf(folder, lock.adapter_tag, partial(check_adapter, base=base, max_lora_rank=bundle.engine.max_lora_rank))
 
 
-app = create_app(compose)
+app = create_app(started)
 
 
 # No build tools: everything in the lock is a wheel. uv.toml leaves out what a text model on a CPU never imports.

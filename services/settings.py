@@ -6,7 +6,7 @@ import os  # noqa: TID251  here it is read
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,6 +56,14 @@ class Settings(BaseSettings):
         default=30.0, ge=0, description="how long an engine that was up may be away before /livez fails"
     )
 
+    @field_validator("redis_url", "alert_webhook")
+    @classmethod
+    def _of_a_server(cls, url: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        schemes = ("http://", "https://") if info.field_name == "alert_webhook" else ("redis://", "rediss://", "unix://")
+        if url and not url.get_secret_value().startswith(schemes):
+            raise ValueError(f"a URL that begins with {' or '.join(schemes)} is wanted")
+        return url
+
     @property
     def lock(self) -> Path:
         """`bundle.lock`, beside the bundle file."""
@@ -98,6 +106,19 @@ def environment(name: str) -> str | None:
     return os.environ.get(name)
 
 
+class SettingsError(ValueError):
+    """A variable of the environment that cannot be used; the message names it, and never its value: that may be a secret."""
+
+
 def load_settings() -> Settings:
-    """Read the settings now; nothing is read at import."""
-    return Settings()  # pyright: ignore[reportCallIssue]  every field has a default
+    """Read the settings now; nothing is read at import. Raises SettingsError."""
+    try:
+        return Settings()  # pyright: ignore[reportCallIssue]  every field has a default
+    except ValidationError as error:
+        told = (f"EKIBEN_{str(one['loc'][0]).upper()}: {_short(one['type'], one['msg'])}" for one in error.errors())
+        raise SettingsError("; ".join(told)) from None
+
+
+def _short(kind: str, message: str) -> str:
+    # Pydantic speaks of items where a secret's characters are meant.
+    return "at least 16 characters are needed" if kind == "too_short" else message.removeprefix("Value error, ")

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Amount = Annotated[Decimal, Field(ge=0, max_digits=18, decimal_places=9)]
 
@@ -23,6 +23,13 @@ class Limits(Strict):
     requests_per_minute: int | None = Field(default=None, ge=1)
     tokens_per_minute: int | None = Field(default=None, ge=1, description="of prompts and answers together")
     concurrency: int | None = Field(default=None, ge=1, description="requests at once")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _some(cls, value: object) -> object:
+        if value == 0:
+            raise ValueError("0 would let nobody in; leave it out where there is no limit")
+        return value
 
 
 class Price(Strict):
@@ -67,8 +74,10 @@ class AnswerCache(Strict):
 
     semantic: bool = Field(default=False, description="also for a question of the same meaning")
     max_wrong: float = Field(
-        default=0.01, gt=0, lt=1, description="semantic: the bound to the share of look-ups that are answered wrongly"
-    )
+        default=0.01, ge=0.005, lt=1,
+        description="semantic: the bound to the share of look-ups that are answered wrongly; of 0.005, 0.01, 0.02, 0.03 and 0.05 "
+        "the nearest below counts",
+    )  # fmt: skip
     ttl_seconds: int = Field(default=3600, ge=1)
     stale_seconds: int = Field(default=0, ge=0, description="so long after that, an answer is given when every target has failed")
     max_temperature: float = Field(
@@ -143,11 +152,14 @@ class Targets(Strict):
 
     @model_validator(mode="after")
     def _fitting(self) -> Self:
-        wanted = len(self.of) - 1 if self.strategy == "complexity" else 0
-        if len(self.thresholds) != wanted:
-            raise ValueError(f"thresholds: {wanted} wanted for {len(self.of)} targets and strategy {self.strategy}")
-        if list(self.thresholds) != sorted(self.thresholds):
-            raise ValueError("thresholds must ascend")
+        wanted = len(self.of) - 1
+        if self.strategy != "complexity" and self.thresholds:
+            raise ValueError("thresholds are for strategy complexity; leave them out")
+        if self.strategy == "complexity" and len(self.thresholds) != wanted:
+            told = f"thresholds: {len(self.of)} targets need {wanted}, and there {'is' if len(self.thresholds) == 1 else 'are'}"
+            raise ValueError(f"{told} {len(self.thresholds)}; `ekiben route eval` measures which divide your questions well")
+        if list(self.thresholds) != sorted(self.thresholds) or any(not 0 <= one <= 1 for one in self.thresholds):
+            raise ValueError("thresholds lie between 0 and 1, and ascend")
         if self.latency_seconds is not None and self.strategy != "cheapest":
             raise ValueError("latency_seconds is for strategy cheapest; leave it out")
         return self
@@ -159,6 +171,17 @@ class Audit(Strict):
     enabled: bool = False
     texts: Literal["none", "masked", "encrypted"] = Field(
         default="none",
-        description="of questions and answers: none; masked, as the guards let them through; encrypted, with EKIBEN_AUDIT_KEY",
+        description="of questions and answers: none; masked, as the guards let them through; encrypted too, with "
+        "EKIBEN_AUDIT_TEXT_KEY",
     )
-    retention_days: int | None = Field(default=None, ge=1, description="older files are removed; left out: none is")
+    retention_days: int | None = Field(
+        default=None,
+        ge=1,
+        description="what is older goes when `ekiben audit prune` is run without --days; left out: nothing does",
+    )
+
+    @model_validator(mode="after")
+    def _on(self) -> Self:
+        if self.texts != "none" and not self.enabled:
+            raise ValueError("texts are kept in the trail; write enabled: true beside them, or leave them out")
+        return self

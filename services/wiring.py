@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
+from re import Match
 from typing import TYPE_CHECKING
 
 from accounts.admission import Admission
@@ -20,6 +20,7 @@ from cache.redis_store import RedisStore
 from cache.semantic import Matcher
 from cache.store import MemoryStore, Store
 from services.accounting import Accounting
+from services.advice import VARIABLE
 from services.alerts import BudgetAlerts
 from services.backends import Backends
 from services.caching import FACTS
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from services.bundle import Bundle
     from services.terms import AnswerCache
 
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-
 
 class MissingVariable(RuntimeError):
     """The bundle names a variable of the environment that is not set."""
@@ -42,13 +41,13 @@ class MissingVariable(RuntimeError):
 def filled(text: str) -> str:
     """Return a text of the bundle with its ${VARIABLE}s from the environment; raises MissingVariable."""
 
-    def value(found: re.Match[str]) -> str:
+    def value(found: Match[str]) -> str:
         told = environment(found[1])
         if told is None:
-            raise MissingVariable(f"bundle.yaml asks for the variable {found[1]}, which is not set")
+            raise MissingVariable(f"bundle.yaml asks for the variable {found[1]}, which is not set; set it and start again")
         return told
 
-    return _VARIABLE.sub(value, text)
+    return VARIABLE.sub(value, text)
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +40,8 @@ def read_questions(path: Path) -> list[Question]:
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         lines = content.decode("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError, EOFError) as error:
-        raise EvaluationError(f"{path} cannot be read: {error}") from error
+    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
+        raise EvaluationError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     questions = [_question(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not questions:
         raise EvaluationError(f"{path} has no rows")

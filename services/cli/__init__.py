@@ -7,30 +7,41 @@ import sys
 import typer
 from rich.table import Table
 
-from services.bundle import json_schema
+from services.advice import advise
+from services.bundle import json_schema, located
 from services.cli import adapter, audit, bento, cache, guard, keys, model, prompt, rag, route, usage
-from services.cli.console import Bar, BundleOption, DeviceOption, err, load, out, reported, target_of, write_lock
+from services.cli.console import Bar, BundleOption, DeviceOption, err, fail, load, out, reported, target_of, write_lock
+from services.settings import SettingsError, environment, load_settings
 
-app = typer.Typer(help="Pack an LLM application into one versioned Bento.", no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 _GROUPS = {
-    "model": model, "adapter": adapter, "rag": rag, "guard": guard, "prompt": prompt, "route": route, "cache": cache,
-    "keys": keys, "audit": audit, "bento": bento,
+    "model": model, "adapter": adapter, "rag": rag, "guard": guard, "prompt": prompt, "keys": keys, "audit": audit,
+    "route": route, "cache": cache, "bento": bento,
 }  # fmt: skip
 for name, group in _GROUPS.items():
     app.add_typer(group.app, name=name)
 
 
-app.command("usage")(usage.usage)
+@app.callback()
+def ekiben() -> None:
+    """Pack an LLM application into one versioned Bento, and operate the box: keys, usage, audit."""
+    try:
+        load_settings()
+    except SettingsError as error:
+        fail(str(error))
 
 
 @app.command()
 def check(bundle: BundleOption = None, device: DeviceOption = None) -> None:
     """Check bundle.yaml and every file it names, and start nothing.
 
-    Prints each problem with its file, line and remedy, and exits with 1 when there is one. A bundle for a GPU server can be
-    checked on a laptop: --device cuda.
+    Prints each problem with its file, line and remedy, and exits with 1 when there is one. Warnings, such as a ${VARIABLE} that
+    is not set on this machine, do not make it fail. A bundle for a GPU server can be checked on a laptop: --device cuda.
     """
     loaded = load(bundle, device)
+    settings = load_settings()
+    for line in located(bundle or settings.bundle, advise(loaded.bundle, settings, environment)):
+        err.print(f"warning: {line}", markup=False, style="yellow")
     content = loaded.bundle
     out.print(
         f"{content.name}: {content.model.name} ({content.model.quantization.recipe}) from {content.model.source}", markup=False
@@ -63,3 +74,6 @@ def pack(bundle: BundleOption = None, device: DeviceOption = None) -> None:
     with reported(), Bar() as bar:
         lock = pack_bundle(loaded, bar)
     write_lock(lock, bundle)
+
+
+app.command("usage")(usage.usage)

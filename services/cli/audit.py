@@ -27,6 +27,7 @@ COLUMNS = (
     "seconds", "first_token_seconds", "versions", "verdicts", "more",
 )  # fmt: skip
 SHOWN = 50
+_OFF = "bundle.yaml does not say `audit: {enabled: true}`"
 app = typer.Typer(help="The audit trail: verify it, read it, export it, prune it.", no_args_is_help=True)
 
 
@@ -150,7 +151,10 @@ def audit_export(  # noqa: PLR0913
 
 @app.command("prune")
 def audit_prune(
-    days: Annotated[int, typer.Option(min=1, help="Keep what was written in so many days.")],
+    days: Annotated[
+        int | None,
+        typer.Option(min=1, help="Keep what was written in so many days (default: audit.retention_days of the bundle)."),
+    ] = None,
     folder: FolderOption = None,
     bundle: BundleOption = None,
 ) -> None:
@@ -160,9 +164,12 @@ def audit_prune(
     """
     from accounts.retention import prune
 
+    kept = days or load(bundle, folders=False).bundle.audit.retention_days
+    if kept is None:
+        fail("how long is the trail kept? Give --days, or write audit.retention_days into bundle.yaml")
     where = _folder(folder, bundle)
     try:
-        done = prune(where, _key(), days)
+        done = prune(where, _key(), kept)
     except (OSError, ValueError) as error:
         fail(str(error))
     for name, why in done.kept.items():
@@ -173,9 +180,15 @@ def audit_prune(
 
 
 def _folder(folder: Path | None, bundle: Path | None) -> Path:
-    where = folder or load_settings().audit(load(bundle, folders=False).bundle.name)
+    if folder is not None:
+        if not folder.is_dir():
+            fail(f"there is no folder {folder}")
+        return folder
+    content = load(bundle, folders=False).bundle
+    where = load_settings().audit(content.name)
     if not where.is_dir():
-        fail(f"there is no audit trail at {where}: nothing was served yet, or EKIBEN_STATE_DIR is another")
+        why = "nothing was served yet, or EKIBEN_STATE_DIR is another"
+        fail(f"there is no audit trail at {where}: {why if content.audit.enabled else _OFF}")
     return where
 
 
@@ -199,7 +212,7 @@ def _text_key() -> Any:
 def _readable(line: dict[str, Any]) -> str:
     tokens = f"{line.get('prompt_tokens', 0)}+{line.get('completion_tokens', 0)} tokens"
     verdicts = ", ".join(f"{one.get('detector')}:{one.get('action')}" for one in line.get("verdicts", ()))
-    who = line["tenant"] + (f"/{line['key']}" if line.get("key") else "")
+    who = line["tenant"] + (f"/ek_{line['key'].removeprefix('ek_')}" if line.get("key") else "")
     told = f"{line['at']} {line['outcome']:<9} {line.get('route', '-')} {who} {tokens} {line.get('micros', 0) / 1e6:.6f}"
     told += f" {line.get('seconds', 0):.3f}s {line['id']}" + (f" [{verdicts}]" if verdicts else "")
     # What a caller wrote must not move the terminal's cursor.

@@ -80,14 +80,16 @@ def keys_list(as_json: JsonOption = False) -> None:  # noqa: FBT002  typer's way
     if as_json:
         sys.stdout.write(json.dumps(rows, ensure_ascii=False) + "\n")
         return
+    if not rows:
+        err.print("there are no keys yet; `ekiben keys create --help` tells how to make one", markup=False)
+        return
     table = Table(box=None, pad_edge=False)
     table.add_column("id", no_wrap=True, min_width=len("ek_") + 16)
-    for head in ("status", "name", "owner", "tenant", "roles", "routes", "adapters", "limits", "expires"):
+    table.add_column("status", no_wrap=True)
+    for head in ("name", "tenant", "owner and terms"):
         table.add_column(head, overflow="fold")
     for row in rows:
-        cells = [row[name] for name in ("id", "status", "name", "owner", "tenant")]
-        cells += [", ".join(row["roles"]) or "-", ", ".join(row["routes"]) or "all", ", ".join(row["adapters"]) or "all"]
-        table.add_row(*map(_plain, [*cells, _limits(row), _date(row["expires_at"])]))
+        table.add_row(*map(_plain, [row["id"], row["status"], row["name"], row["tenant"], "\n".join(_terms(row))]))
     out.print(table)
 
 
@@ -164,8 +166,20 @@ def _later(text: str | None) -> float | None:
     return time.time() + seconds
 
 
-def _date(seconds: float | None) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%MZ") if seconds is not None else "never"
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.6f}".rstrip("0").rstrip(".")
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%MZ")
+
+
+def _terms(row: dict[str, Any]) -> list[str]:
+    """Return what is to be said of a key, a line each; what it does not restrict is left out."""
+    lines = [row["owner"]]
+    lines += [f"{what}: {', '.join(row[what])}" for what in ("roles", "routes", "adapters") if row[what]]
+    lines += [limits] if (limits := _limits(row)) else []
+    return [*lines, f"until {_date(row['expires_at'])}"] if row["expires_at"] is not None else lines
 
 
 def _limits(row: dict[str, Any]) -> str:
@@ -173,7 +187,7 @@ def _limits(row: dict[str, Any]) -> str:
         "requests_per_minute": "req/min", "tokens_per_minute": "tok/min", "concurrency": "at once", "budget_day": "a day",
         "budget_month": "a month",
     }  # fmt: skip
-    return ", ".join(f"{row[name]:,g} {unit}" for name, unit in units.items() if row[name] is not None) or "-"
+    return ", ".join(f"{_number(row[name])} {unit}" for name, unit in units.items() if row[name] is not None)
 
 
 def _plain(text: str) -> str:

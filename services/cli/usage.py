@@ -10,10 +10,14 @@ from datetime import date
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from services.cli.console import JsonOption, csv_cell, err, fail, out
 from services.settings import load_settings
+
+_WIDEST = 1000
 
 
 def usage(
@@ -40,10 +44,14 @@ def usage(
         fail("--since and --until are days or months: 2026-01-31 or 2026-01")
     try:
         rows = asyncio.run(_rows(groups, first, last))
-    except (DatabaseUnavailable, ValueError) as error:
+    except DatabaseUnavailable as error:
+        fail(f"{error}; EKIBEN_DATABASE_URL names another")
+    except ValueError as error:
         fail(str(error))
     for row in rows:
         row["cost"] = shown(row["micros"])
+        if row.get("key"):
+            row["key"] = f"ek_{row['key']}"  # as `ekiben keys list` has it
     if as_json:
         sys.stdout.write(json.dumps({"by": groups, "since": since, "until": until, "rows": rows}) + "\n")
     elif as_csv:
@@ -73,14 +81,18 @@ def _day(text: str, of_month: str) -> str:
 
 
 def _show(groups: list[str], rows: list[dict[str, Any]]) -> None:
-    table = Table(*groups, box=None, pad_edge=False)
-    for name in ("requests", "prompt", "cached", "completion", "cost"):
-        table.add_column(name, justify="right")
+    table = Table(box=None, pad_edge=False)
+    for name in groups:
+        table.add_column(name, no_wrap=True)
+    for name in ("requests", "prompt", "cached", "answers", "cost"):
+        table.add_column(name, justify="right", no_wrap=True)
     from rich.text import Text
 
     for row in rows:
         told = (f"{row[name]:,}" for name in ("requests", "prompt_tokens", "cached_tokens", "completion_tokens"))
         table.add_row(*(Text(str(row[name]) or "-") for name in groups), *told, row["cost"])
-    out.print(table)
+    # Wider than the terminal where it must be: an id or a sum that is cut is none.
+    needed = Measurement.get(out, out.options.update(width=_WIDEST), table).maximum
+    (out if needed <= out.width else Console(width=needed, highlight=False)).print(table)
     if not rows:
         err.print("nothing was spent in that time", markup=False)

@@ -61,21 +61,8 @@ ALL = list(commands(get_command(app)))
 def test_the_commands_are_those_that_the_docs_name():
     groups = {path[0] for path in ALL if path}
 
-    assert groups >= {
-        "check",
-        "pack",
-        "model",
-        "adapter",
-        "rag",
-        "guard",
-        "prompt",
-        "route",
-        "cache",
-        "keys",
-        "usage",
-        "audit",
-        "bento",
-    }
+    named = "check pack model adapter rag guard prompt route cache keys usage audit bento"
+    assert groups >= set(named.split())
 
 
 @pytest.mark.parametrize("command", ALL, ids=" ".join)
@@ -226,3 +213,33 @@ def test_what_cannot_be_made_or_compared_is_said_before_anything_starts(ekiben, 
 
     assert done.returncode != 0
     assert says in done.stderr
+
+
+def test_check_warns_of_a_variable_that_is_not_set_and_passes(ekiben, tmp_path):
+    for name, text in {"p.yaml": "system: s\n", "g.yaml": ""}.items():
+        (tmp_path / name).write_text(text)
+    bundle = tmp_path / "bundle.yaml"
+    bundle.write_text(
+        "model: {name: m, source: 'pypi:m==1'}\nprompts: {p: {path: p.yaml}}\npolicies: {g: {path: g.yaml}}\n"
+        "routes: {r: {prompt: p, policy: g}}\nupstreams:\n  big: {url: 'https://x.example.com', key: '${NO_SUCH_KEY_HERE}'}\n"
+    )
+    done = ekiben("check", "--bundle", bundle)
+
+    assert done.returncode == 0
+    assert f"warning: {bundle}:6: upstreams.big.key: the variable NO_SUCH_KEY_HERE is not set here" in done.stderr
+
+
+def test_a_variable_that_cannot_be_used_is_told_in_one_line(ekiben, monkeypatch):
+    monkeypatch.setenv("EKIBEN_AUDIT_KEY", "hidden")
+    done = ekiben("keys", "list")
+
+    assert (done.returncode, done.stderr) == (1, "error: EKIBEN_AUDIT_KEY: at least 16 characters are needed\n")
+
+
+def test_an_audit_trail_that_is_not_there_is_told_with_the_reason(ekiben, monkeypatch, tmp_path):
+    monkeypatch.setenv("EKIBEN_STATE_DIR", str(tmp_path))
+    tail, prune = ekiben("audit", "tail"), ekiben("audit", "prune")
+
+    assert tail.stderr.endswith("bundle.yaml does not say `audit: {enabled: true}`\n")
+    assert "Give --days, or write audit.retention_days into bundle.yaml" in prune.stderr
+    assert (tail.returncode, prune.returncode) == (1, 1)

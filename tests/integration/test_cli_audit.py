@@ -92,7 +92,7 @@ def test_tail_prints_readable_lines_by_filter(ekiben, trail):
     [line] = ekiben("audit", "tail", "--tenant", "acme", "--outcome", "refused").stdout.splitlines()
     everything = ekiben("audit", "tail").stdout
 
-    assert "refused   handbook acme/k1 0+0 tokens 0.001500 0.000s r2 [secrets:block]" in line
+    assert "refused   handbook acme/ek_k1 0+0 tokens 0.001500 0.000s r2 [secrets:block]" in line
     assert "\x1b" not in everything
     assert [json.loads(line)["id"] for line in ekiben("audit", "tail", "-n", 1, "--json").stdout.splitlines()] == ["r3"]
 
@@ -164,5 +164,7 @@ def test_usage_prints_a_table_csv_and_json(ekiben, tmp_path):
     assert table.stdout.splitlines()[2].split() == ["acme", "2026-03-31", "2", "1,200", "200", "30", "1.500000"]
     assert (row["tenant"], row["micros"], row["cost"]) == ("'=beta", "7", "0.000007")
     assert [(one["month"], one["requests"], one["micros"]) for one in told["rows"]] == [("2026-03", 2, 1_500_000)]
+    narrow = ekiben("usage", "--by", "day,month,tenant,route,key", COLUMNS="40").stdout.splitlines()
+    assert narrow[1].split()[:5] == ["2026-03-31", "2026-03", "acme", "handbook", "ek_k1"]
     assert ekiben("usage", "--by", "colour").returncode == 1
     assert ekiben("usage", EKIBEN_DATABASE_URL="mysql://x/y").returncode == 1

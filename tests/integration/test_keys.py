@@ -515,3 +515,28 @@ def test_a_database_that_cannot_be_used_is_told_in_one_line(run, url):
     assert "EKIBEN_DATABASE_URL" in done.stderr
     assert "hidden" not in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_the_list_is_read_at_80_columns(tmp_path, run, monkeypatch):
+    monkeypatch.setattr(console.out, "width", 80)
+    url = f"sqlite:///{tmp_path}/ekiben.db"
+    empty = run(url, "list")
+    terms = (
+        "--role",
+        "staff",
+        "--route",
+        "assistant",
+        "--route",
+        "handbook",
+        "--tokens-per-minute",
+        "1500000",
+        "--budget-day",
+        "0.1",
+    )
+    run(url, "create", "--name", "shop", "--owner", "jane@example.com", *terms, "--expires", "90d")
+    lines = [line.strip() for line in run(url, "list").stdout.splitlines()]
+
+    assert "there are no keys yet" in empty.stderr
+    assert max(map(len, lines)) <= 80
+    assert lines[1].endswith("active  shop  default  jane@example.com")
+    assert lines[2:5] == ["roles: staff", "routes: assistant, handbook", "1,500,000 tok/min, 0.1 a day"]
