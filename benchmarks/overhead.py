@@ -45,6 +45,8 @@ class Side:
     firsts: list[float] = field(default_factory=list)
     """Of streams, one at a time: seconds to the first byte."""
     rates: dict[tuple[bool, int], list[float]] = field(default_factory=dict)
+    worked: dict[bool, float] = field(default_factory=dict)
+    """Processor seconds, by whether streamed."""
 
     def ms(self, share: float, *, streamed: bool = False) -> float:
         """Return a percentile of one client's requests."""
@@ -101,7 +103,9 @@ def measure(sides: list[Side], rounds: int, requests: int) -> None:
         for streamed in (False, True):
             for clients in CLIENTS:
                 for side in sides[:: 1 if number % 2 == 0 else -1]:
+                    before = side.front.processor_seconds()
                     found, rate = asyncio.run(load(side.front, clients, requests, streamed=streamed))
+                    side.worked[streamed] = side.worked.get(streamed, 0.0) + side.front.processor_seconds() - before
                     side.seconds.setdefault((streamed, clients), []).extend(whole for _, whole in found)
                     side.rates.setdefault((streamed, clients), []).append(rate)
                     if streamed and clients == 1:
@@ -118,6 +122,8 @@ def figures(side: Side, direct: Side) -> dict[str, float]:
         "stream_added_first_ms_p50": _percentile(side.firsts, 0.5) - _percentile(direct.firsts, 0.5),
         **{f"requests_per_second_{clients}": side.rate(clients) for clients in CLIENTS[1:]},
         **{f"streams_per_second_{clients}": side.rate(clients, streamed=True) for clients in CLIENTS[1:]},
+        "processor_ms": 1000 * side.worked[False] / sum(len(side.seconds[False, clients]) for clients in CLIENTS),
+        "stream_processor_ms": 1000 * side.worked[True] / sum(len(side.seconds[True, clients]) for clients in CLIENTS),
         "rss_mb": side.front.rss_mb(),
     }
     return {name: round(value, 2) for name, value in told.items()}

@@ -17,6 +17,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 
 import aiohttp
@@ -51,8 +52,14 @@ class Front:
 
     def rss_mb(self) -> float:
         """Return the resident memory of its processes together, in MiB."""
-        tree = [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
-        return sum(process.memory_info().rss for process in tree) / 2**20
+        return sum(process.memory_info().rss for process in self._tree()) / 2**20
+
+    def processor_seconds(self) -> float:
+        """Return the processor time that its processes have taken so far."""
+        return sum(times.user + times.system for times in (process.cpu_times() for process in self._tree()))
+
+    def _tree(self) -> list[psutil.Process]:
+        return [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
 
 
 @contextmanager
@@ -60,10 +67,9 @@ def server(
     command: Sequence[str], health: str, *, cores: Sequence[int], environment: Mapping[str, str] | None = None
 ) -> Generator[int]:
     """Run a server on some processors until the block is left, and wait for `health`, a URL; raises NotStarted."""
-    me = psutil.Process()
-    before = me.cpu_affinity()
+    before = os.sched_getaffinity(0)
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
-        me.cpu_affinity(list(cores))  # inherited: not one of its threads begins elsewhere
+        os.sched_setaffinity(0, cores)  # of this thread, and inherited: not one of its threads begins elsewhere
         try:
             child = subprocess.Popen(  # noqa: S603  no shell
                 [sys.executable, "-m", "services.child", *command],
@@ -71,7 +77,7 @@ def server(
                 env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
             )  # fmt: skip
         finally:
-            me.cpu_affinity(before)
+            os.sched_setaffinity(0, before)
         try:
             if not asyncio.run(_up(health, child)):
                 log.seek(0)
@@ -92,17 +98,17 @@ async def _up(url: str, child: subprocess.Popen[bytes]) -> bool:
         while child.poll() is None and time.monotonic() < ends:
             with contextlib.suppress(aiohttp.ClientError, TimeoutError):
                 async with session.get(url) as response:
-                    if response.ok or response.status == 401:  # it answers, and asks for a key
+                    if response.ok or response.status == HTTPStatus.UNAUTHORIZED:  # it answers, and asks for a key
                         return True
             await asyncio.sleep(0.1)
     return False
 
 
 def uvicorn(app: str, port: int) -> list[str]:
-    """Return the command of one uvicorn worker, as BentoML starts them: uvloop and httptools, no access log."""
+    """Return the command of one uvicorn worker, as BentoML starts them; no connection is closed while it rests."""
     return [
         sys.executable, "-m", "uvicorn", app, "--host", "127.0.0.1", "--port", str(port),
-        "--no-access-log", "--log-level", "warning",
+        "--no-access-log", "--log-level", "warning", "--timeout-keep-alive", "300",
     ]  # fmt: skip
 
 
@@ -124,7 +130,8 @@ def ours(engine: Front, folder: Path, cores: Sequence[int], *, bentoml: bool = F
     url = f"http://127.0.0.1:{port}"
     command = uvicorn("benchmarks.request_layer:app", port)
     if bentoml:
-        command = [sys.executable, "-m", "bentoml", "serve", "services.gateway:Gateway", "--host", "127.0.0.1", "--port", str(port)]
+        serve = ["-m", "bentoml", "serve", "services.gateway:Gateway"]
+        command = [sys.executable, *serve, "--host", "127.0.0.1", "--port", str(port)]
     health = f"{url}/readyz" if bentoml else f"{url}/v1/models"
     with server(command, health, cores=cores, environment=environment) as pid:
         yield Front(url, ROUTE, token, pid)
