@@ -1,7 +1,7 @@
 # Two commands suffice: `make serve` sets everything up and serves the demo on http://localhost:3000, `make test` sets
 # everything up and passes the tests. `make` prints the others.
 .DEFAULT_GOAL := help
-.PHONY: help serve pack test redis-server test-unit lint build load bench bench-lora bench-engine bench-features bench-guards lock clean
+.PHONY: help serve pack test redis-server test-unit lint build load bench-gateway bench-overhead bench-lora bench-engine bench-features bench-guards lock clean
 
 PYTHON_VERSION ?= 3.11
 HOST ?= 127.0.0.1
@@ -61,8 +61,11 @@ load: .venv-load/.load ## load the served box (make serve in another shell), and
 	PYTHONPATH=. .venv-load/bin/locust -f loadtests/locustfile.py --headless --host http://localhost:$(PORT) \
 		--users $(USERS) --spawn-rate 4 --run-time $(DURATION) --only-summary
 
-bench: .venv/.dev ## measure the gateway beside the bare engine, in one run
-	$(BIN)/python benchmarks/gateway.py
+bench-gateway: .venv/.dev pack ## measure the gateway beside the bare engine and stock vLLM, in one run (LITELLM=FILE: beside LiteLLM's proxy too)
+	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks.gateway $(if $(LITELLM),--litellm $(LITELLM))
+
+bench-overhead: .venv/.dev ## measure what the gateway adds to a request, without an engine (LITELLM=FILE as above)
+	$(BIN)/python -m benchmarks.overhead $(if $(LITELLM),--litellm $(LITELLM))
 
 bench-lora: .venv/.dev pack ## measure LoRA beside stock vLLM's and beside no LoRA, in one run (about 15 minutes)
 	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks.lora

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
@@ -9,6 +10,7 @@ from typing import Literal, NamedTuple
 from accounts.prices import shown
 
 Level = Literal["soft", "hard"]
+_DAY_SECONDS = 86_400
 
 
 class Subject(NamedTuple):
@@ -64,8 +66,14 @@ class BudgetExceeded(Exception):
 
 def periods(now: float) -> tuple[str, str]:
     """Return the day, 2026-01-31, and the month, 2026-01, of a time in seconds since 1970."""
-    day = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d")
-    return day, day[:7]
+    return _periods(int(now // _DAY_SECONDS))
+
+
+@functools.lru_cache(maxsize=4)
+def _periods(day: int) -> tuple[str, str]:
+    """Return them of a day, counted from 1970: a request asks for them a few times."""
+    told = datetime.fromtimestamp(day * _DAY_SECONDS, UTC).strftime("%Y-%m-%d")
+    return told, told[:7]
 
 
 def resets_at(period: str) -> float:

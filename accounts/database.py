@@ -43,7 +43,8 @@ async def open_database(url: str) -> AsyncGenerator[AsyncEngine]:
 
     Several processes may open it at once: one changes the schema, the others wait.
     """
-    engine = create_async_engine(async_url(url), pool_pre_ping=True, **_options(url))
+    # A server's connection may have died since; to ask a file first would double the way to it.
+    engine = create_async_engine(async_url(url), pool_pre_ping=not url.startswith("sqlite"), **_options(url))
     if engine.dialect.name == "sqlite":
         folder = Path(str(engine.url.database)).parent
         try:

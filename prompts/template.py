@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 VARIABLES = frozenset({"question", "passages"})
 _environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=False)
+# To compile a template takes longer than all else that is done to a short request.
+_compiled = functools.lru_cache(maxsize=256)(_environment.from_string)
 
 
 class PromptError(ValueError):
@@ -55,12 +58,12 @@ class PromptVersion:
         A caller's own system messages stay, after the prompt's. Values are inserted as data and never rendered again.
         """
         values = {"question": question, "passages": passages}
-        rendered = [{"role": "system", "content": _environment.from_string(self.system).render(values).strip()}]
+        rendered = [{"role": "system", "content": _compiled(self.system).render(values).strip()}]
         rendered += messages
         if self.user is not None:
             last = max((i for i, m in enumerate(rendered) if m.get("role") == "user"), default=None)
             if last is not None and isinstance(rendered[last].get("content"), str):
-                text = _environment.from_string(self.user).render(values).strip()
+                text = _compiled(self.user).render(values).strip()
                 rendered[last] = {**rendered[last], "content": text}
         return rendered
 

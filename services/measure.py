@@ -68,12 +68,14 @@ async def measure(
     prompt_words: int = 12,
     seed: int = 0,
     ignore_eos: bool = True,
+    key: str | None = None,
 ) -> Measured:
     """Stream `streams` chats of `tokens` tokens at once from the server at `url`, and return what it gave.
 
     With several models (an engine's adapters, a gateway's routes) the streams take them in turn. Every stream has a prompt of
     its own, of `prompt_words` words; the same `seed` gives the same prompts, so take another one for each repetition, or the
     server's prefix cache will know them. With `ignore_eos` every answer has `tokens` tokens, whatever the model would like.
+    `key` is sent as a bearer token.
 
     The first burst after an engine's start is slower than all that follow: send a short one before what counts.
 
@@ -82,7 +84,7 @@ async def measure(
         EngineUnavailable: the server is not there, or was lost in mid-stream.
     """
     models = [model] if isinstance(model, str) else list(model)
-    async with EngineClient(url.rstrip("/")) as client:
+    async with EngineClient(url.rstrip("/"), key=key) as client:
         payloads = [
             {
                 "model": models[number % len(models)],

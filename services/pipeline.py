@@ -334,8 +334,11 @@ class Pipeline:
 
     async def _checked_chat(self, request: ChatRequest, route: Route, guard: Guard) -> Prepared:
         payload: dict[str, Any] = request.payload(route.parameters) | _answered_by(route, request)
-        # A long message takes Presidio milliseconds that the other streams would wait for.
-        messages = await asyncio.to_thread(guard.check_messages, payload["messages"])
+        # A long message takes Presidio milliseconds that the other streams would wait for; without checks a thread takes longer.
+        if guard.looks_at_input:
+            messages = await asyncio.to_thread(guard.check_messages, payload["messages"])
+        else:
+            messages = guard.check_messages(payload["messages"])
         question = next((plain_text(m) for m in reversed(messages) if m["role"] == "user"), "")
         if question:
             await self._ask_judges("input", route, guard, question)
@@ -399,18 +402,19 @@ def estimated(request: ChatRequest | CompletionRequest | SearchRequest, route: R
     if isinstance(request, SearchRequest):
         return 0, 0
     if isinstance(request, ChatRequest):
-        characters = sum(len(plain_text(message.model_dump())) for message in request.messages)
+        characters = sum(message.characters for message in request.messages)
     else:
         prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
         characters = sum(len(prompt) if isinstance(prompt, str) else CHARACTERS_PER_TOKEN for prompt in prompts)
-    longest = capped(request.payload(route.parameters), route)
+    longest = capped(request, route)
     return math.ceil(characters / CHARACTERS_PER_TOKEN), (longest or ANSWER_TOKENS) * (request.n or 1)
 
 
-def capped(payload: Mapping[str, Any], route: Route) -> int | None:
+def capped(request: ChatRequest | CompletionRequest, route: Route) -> int | None:
     """Return the longest answer that a request may get, in tokens; None is as the engine has it."""
-    asked = [tokens for tokens in (payload.get("max_completion_tokens"), payload.get("max_tokens"), route.max_tokens) if tokens]
-    return min(asked, default=None)
+    completion = request.max_completion_tokens if isinstance(request, ChatRequest) else None
+    told = request.max_tokens or (None if completion else route.parameters.max_tokens)
+    return min((tokens for tokens in (completion, told, route.max_tokens) if tokens), default=None)
 
 
 def marked(messages: list[dict[str, Any]], canary: str) -> list[dict[str, Any]]:
@@ -461,7 +465,7 @@ def _wants_logprobs(request: ChatRequest | CompletionRequest) -> bool:
 
 def _answered_by(route: Route, request: ChatRequest | CompletionRequest) -> dict[str, Any]:
     """Return the fields that hold the engine to the route: its adapter, and where it has labels, these and nothing else."""
-    longest = capped(request.payload(route.parameters), route)
+    longest = capped(request, route)
     named = "max_completion_tokens" if getattr(request, "max_completion_tokens", None) else "max_tokens"
     answered = {"model": route.engine_model, **({named: longest} if longest and route.max_tokens else {})}
     if not route.only_labels:

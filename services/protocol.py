@@ -35,6 +35,13 @@ class Message(BaseModel):
     tool_call_id: str | None = None
     tool_calls: list[ToolCall] | None = None
 
+    @property
+    def characters(self) -> int:
+        """How long its text is."""
+        if isinstance(self.content, str):
+            return len(self.content)
+        return len("\n".join(part.text for part in self.content or ()))
+
     @model_validator(mode="after")
     def _has_content(self) -> Self:
         if self.content is None and not (self.role == "assistant" and self.tool_calls):

@@ -1,10 +1,12 @@
 """The way of a request: masked, retrieved, rendered, answered, masked again, recorded."""
 
 import json
+import threading
+from dataclasses import replace
 
 import pytest
 
-from guards.guard import GuardFailure
+from guards.guard import Guard, GuardFailure
 from rag.access import Access
 from rag.context import Passage
 from services.caller import ANYBODY, Caller
@@ -17,6 +19,7 @@ from services.errors import (
     RetrievalUnavailable,
     UnknownModel,
 )
+from services.pipeline import capped, estimated
 from services.protocol import ChatRequest, CompletionRequest, parse
 from services.slots import Served
 
@@ -322,3 +325,45 @@ async def test_only_labels_of_a_version_without_labels_does_not_answer_freely(ad
     with pytest.raises(EkibenError):
         await adapted.answer(chat("intent"))
     assert engine.asked == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "most", "longest"),
+    [
+        ({}, None, 9), ({"max_tokens": 20}, None, 20), ({"max_tokens": 20}, 7, 7), ({}, 100, 9),
+        ({"max_completion_tokens": 50}, None, 50), ({"max_completion_tokens": 50, "max_tokens": 12}, None, 12),
+        ({"max_completion_tokens": 50}, 30, 30),
+    ],
+)  # fmt: skip
+def test_the_longest_answer_is_the_requests_over_the_routes_own_and_never_over_its_bound(pipeline, asked, most, longest):
+    request = chat(**asked)
+    route = replace(pipeline.route(request), max_tokens=most)  # whose parameters say 9
+    payload = request.payload(route.parameters)
+
+    assert capped(request, route) == longest
+    assert longest == min(n for n in (payload.get("max_completion_tokens"), payload.get("max_tokens"), most) if n)
+    assert estimated(request, route) == (1, longest)
+
+
+def test_an_estimate_counts_the_text_of_all_messages(pipeline):
+    parts = [{"type": "text", "text": "abc"}, {"type": "text", "text": "de"}]
+    messages = [{"role": "user", "content": "x" * 24}, {"role": "user", "content": parts}]
+    request = parse(ChatRequest, json.dumps({"model": "chat", "messages": messages, "n": 2}).encode())
+
+    assert estimated(request, pipeline.route(request)) == (10, 18)
+
+
+@pytest.mark.parametrize(("model", "elsewhere"), [("free", False), ("chat", True)])
+async def test_a_policy_without_checks_costs_no_thread(pipeline, engine, monkeypatch, model, elsewhere):
+    threads = []
+    look = Guard.check_messages
+
+    def watched(guard, messages):
+        threads.append(threading.current_thread() is not threading.main_thread())
+        return look(guard, messages)
+
+    monkeypatch.setattr(Guard, "check_messages", watched)
+    await pipeline.answer(chat(model, "Hello"))
+
+    assert threads == [elsewhere]
+    assert engine.asked[0][1]["messages"][-1]["content"] == "Hello"
