@@ -159,6 +159,6 @@ class Audit(Strict):
     enabled: bool = False
     texts: Literal["none", "masked", "encrypted"] = Field(
         default="none",
-        description="of questions and answers: none; masked, as the guards let them through; encrypted, with EKIBEN_AUDIT_KEY",
+        description="of questions and answers: none; masked, as guards let them through; encrypted, with EKIBEN_AUDIT_TEXT_KEY",
     )
     retention_days: int | None = Field(default=None, ge=1, description="older files are removed; left out: none is")

@@ -146,12 +146,18 @@ class Attempts:
         return begun.target, answer
 
     async def stream(
-        self, targets: Sequence[Target], call: Callable[[Target, float | None], AsyncGenerator[Item]], deadline: Deadline
+        self,
+        targets: Sequence[Target],
+        call: Callable[[Target, float | None], AsyncGenerator[Item]],
+        deadline: Deadline,
+        *,
+        whole: bool = True,
     ) -> Stream[Item]:
         """Return the first stream whose first item came. Close it, or use it as a context: that closes the target's at once.
 
-        Raises as `answer` does; what the stream raises later is passed on, and DeadlinePassed.
-        """
+        The deadline is for the whole stream, or for its first item alone. Raises as `answer` does; what the stream raises later
+        is passed on, and DeadlinePassed.
+        """  # fmt: skip
 
         async def first(target: Target, left: float | None) -> tuple[AsyncGenerator[Item], Item]:
             items = call(target, left)
@@ -164,7 +170,7 @@ class Attempts:
                 raise
 
         begun, (items, item) = await self._first(targets, first, deadline)
-        return Stream(begun, items, item, Deadline(None) if begun.target.local else deadline)
+        return Stream(begun, items, item, deadline if whole and not begun.target.local else Deadline(None))
 
     async def _first(
         self, targets: Sequence[Target], call: Callable[[Target, float | None], Awaitable[Answer]], deadline: Deadline
