@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from services.meter import Call
     from services.routing import Route
     from services.telemetry import Record, Telemetry
+    from services.terms import Targets
 
 HEALTH_SECONDS = 5.0
 REPETITION = {"min_pattern_size": 2, "max_pattern_size": 64, "min_count": 4}
@@ -116,9 +117,10 @@ class Backends:
             self.telemetry.shed(error.reason)
             raise Overloaded(str(error), retry_after=error.retry_after_seconds) from error
 
-    def attempts(self, retries: int) -> Attempts:
-        """Return how targets are asked."""
-        return Attempts(self._breakers, Retries(most=retries), _judge, self._told)
+    def attempts(self, told: Targets) -> Attempts:
+        """Return how targets are asked: none may use up the time of those after it."""
+        share = told.deadline_seconds / len(told.of) if len(told.of) > 1 else None
+        return Attempts(self._breakers, Retries(most=told.retries, patience=told.patience_seconds or share), _judge, self._told)
 
     def _told(self, outcome: Outcome) -> None:
         self.telemetry.attempt(outcome.target.name, outcome.reason)
@@ -140,7 +142,7 @@ class Asked:
             if (told := self._route.targets) is None:
                 return await self._complete(_OWN, path, payload)
             by_name, attempted = self._order(payload)
-            attempts = self._backends.attempts(told.retries)
+            attempts = self._backends.attempts(told)
 
             def ask(attempt: Attempted, _left: float | None) -> Awaitable[dict[str, Any]]:
                 return self._tried(attempt, by_name.get(attempt.name), path, payload)
@@ -161,7 +163,7 @@ class Asked:
                         yield event
                 return
             by_name, attempted = self._order(payload)
-            attempts = self._backends.attempts(told.retries)
+            attempts = self._backends.attempts(told)
 
             def ask(attempt: Attempted, _left: float | None) -> AsyncGenerator[dict[str, Any]]:
                 return self._tried_stream(attempt, by_name.get(attempt.name), path, payload)

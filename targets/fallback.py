@@ -74,7 +74,7 @@ class Retries:
     longest_wait: float = 2.0
     """Waits double up to this, each drawn between half and the whole; a longer Retry-After means: ask the next target."""
     patience: float | None = None
-    """The most that one attempt may take until its first item, so that something is left for the others."""
+    """The most that one attempt may take until its first item, so that something is left for the others: the next is asked."""
     fair: float = 5.0
     """An attempt that is late although it had so many seconds, or all its patience, speaks against its target; one that had less
     does not, or callers in a hurry would shut a target for everybody."""
@@ -214,7 +214,8 @@ class Attempts:
         if not isinstance(error, TimeoutError):
             return self.judge(error)
         fair = self.retries.fair if self.retries.patience is None else min(self.retries.fair, self.retries.patience)
-        return Verdict("retry", counts=left is None or left >= fair)
+        impatient = left is not None and left == self.retries.patience
+        return Verdict("next" if impatient else "retry", counts=left is None or left >= fair)
 
 
 class _Attempt:
