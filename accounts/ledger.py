@@ -109,7 +109,10 @@ class Ledger:
         timeout_seconds: float = TIMEOUT_SECONDS,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`database` raises DatabaseUnavailable while there is none. The callbacks return at once; a trouble is told once."""
+        """`database` raises DatabaseUnavailable while there is none. The callbacks return at once.
+
+        A trouble is told once; "" is told when the database is back.
+        """
         self._database, self._on_alert, self._on_trouble, self._clock = database, on_alert, on_trouble, clock
         self._flush_seconds, self._refresh_seconds = flush_seconds, refresh_seconds
         self._stale_seconds, self._timeout = stale_seconds, timeout_seconds
@@ -122,9 +125,14 @@ class Ledger:
         self._asking: asyncio.Future[Any] | None = None
         self._down_until = 0.0
         self._refreshed = self._swept = 0.0
-        self._trouble = ""
+        self._trouble = self._fault = ""
         self.lost = 0
         """Requests whose spend found no room while the database was away."""
+
+    @property
+    def away(self) -> bool:
+        """Whether the database did not answer when it was last asked."""
+        return bool(self._trouble)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Self]:
@@ -257,10 +265,13 @@ class Ledger:
         if time.monotonic() < self._down_until:
             raise DatabaseUnavailable(_AWAY)
         try:
-            return await self._answer(what)
-        except DatabaseUnavailable:
+            answer = await self._answer(what)
+        except DatabaseUnavailable as error:
             self._down_until = time.monotonic() + RETRY_SECONDS
+            self._tell(str(error))
             raise
+        self._tell("")
+        return answer
 
     async def _answer(self, what: Callable[[AsyncEngine], Awaitable[_T]]) -> _T:
         async def ask() -> _T:
@@ -303,7 +314,7 @@ class Ledger:
             self._alerts.pop(0)
             if ours:
                 self._on_alert(alert)
-        if now - self._swept >= KEPT_SECONDS / 24 or not self._swept:
+        if now - self._swept >= KEPT_SECONDS / 24 or not self._swept or self._trouble:
             async with self._lock:
                 await self._ask(lambda engine: forget_batches(engine, self._clock()))
             self._swept = now
@@ -311,15 +322,18 @@ class Ledger:
     async def _trying(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
             await work()
-        except DatabaseUnavailable as error:
-            trouble = str(error)
+        except DatabaseUnavailable:
+            pass  # told where it was asked
         except Exception as error:  # noqa: BLE001  a callback's fault must not end the writing
-            trouble = f"{type(error).__name__}: {error}"
-        else:
-            trouble = ""
-        if trouble and trouble != self._trouble:
+            fault = f"{type(error).__name__}: {error}"
+            if fault != self._fault:
+                self._fault = fault
+                self._on_trouble(fault)
+
+    def _tell(self, trouble: str) -> None:
+        if trouble != self._trouble:
+            self._trouble = trouble
             self._on_trouble(trouble)
-        self._trouble = trouble
 
 
 def _subjects(account: Account) -> list[Subject]:

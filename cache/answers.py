@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -34,19 +35,20 @@ class Hit:
 
 
 class Flight:
-    """A question on its way: with a `hit`, or to be answered, and then `put`."""
+    """A question on its way: with a `hit`, or to be answered, and then `put`. A `spare` is too old, but better than nothing."""
 
-    def __init__(self, hit: Hit | None, put: Callable[[dict[str, Any]], Awaitable[bool]]) -> None:
+    def __init__(self, hit: Hit | None, put: Callable[[dict[str, Any]], Awaitable[bool]], spare: Hit | None = None) -> None:
         self.hit = hit
         self.put = put
+        self.spare = spare
 
 
 class Answers:
     """Looks answers up in a store, and keeps new ones there.
 
     With a `matcher` and `embed`, questions of the same meaning are found too; `embed` returns None where it cannot. `wait` is
-    how long an identical request waits for the one under way, in seconds. `several` keeps bodies with more than one choice.
-    `heard` is told what became of each look-up.
+    how long an identical request waits for the one under way, in seconds. `several` keeps bodies with more than one choice. What
+    is older than `good` seconds is no hit, only a flight's spare. `heard` is told what became of each look-up.
     """
 
     def __init__(
@@ -57,16 +59,17 @@ class Answers:
         *,
         wait: float = WAIT_SECONDS,
         several: bool = False,
+        good: float = math.inf,
         heard: Callable[[Outcome], None] = lambda _outcome: None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._store, self._matcher, self._embed = store, matcher, embed
-        self._wait, self._several, self._heard, self._now = wait, several, heard, now
+        self._wait, self._several, self._good, self._heard, self._now = wait, several, good, heard, now
         self._flying: dict[str, asyncio.Future[Hit | None]] = {}
 
     async def get(self, scope: Scope, question: str) -> Hit | None:
         """Return an answer to the question; None where there is none. An empty question is found by its context alone."""
-        hit = await self._exact(scope, question) or (await self._semantic(scope, question))[0]
+        hit = self._fresh(await self._exact(scope, question)) or (await self._semantic(scope, question))[0]
         self._heard(hit.kind if hit else "miss")
         return hit
 
@@ -88,7 +91,8 @@ class Answers:
         """
         key = scope.key(question)
         deadline = asyncio.get_running_loop().time() + self._wait
-        hit = await self._exact(scope, question)
+        exact = await self._exact(scope, question)
+        hit = self._fresh(exact)
         while hit is None and key in self._flying:
             try:
                 async with asyncio.timeout_at(deadline):
@@ -104,7 +108,7 @@ class Answers:
             yield Flight(hit, self._kept)
             return
         async with self._leading(key) as landed:
-            hit, vector = await self._semantic(scope, question)
+            hit, old, vector = await self._semantic(scope, question)
             self._heard("semantic" if hit else "miss")
 
             async def put(body: dict[str, Any]) -> bool:
@@ -115,7 +119,7 @@ class Answers:
 
             if hit is not None:
                 landed(hit)
-            yield Flight(hit, self._kept if hit else put)
+            yield Flight(hit, self._kept if hit else put, exact or old)
 
     @asynccontextmanager
     async def _leading(self, key: str) -> AsyncGenerator[Callable[[Hit | None], None]]:
@@ -141,18 +145,26 @@ class Answers:
         found = await self._store.get(scope.digest, scope.key(question))
         return None if found is None else Hit(found.body, "exact", self._age(found))
 
-    async def _semantic(self, scope: Scope, question: str) -> tuple[Hit | None, Vector | None]:
-        """Return what a question of the same meaning was answered, and the vector of this one."""
+    async def _semantic(self, scope: Scope, question: str) -> tuple[Hit | None, Hit | None, Vector | None]:
+        """Return what a question of the same meaning was answered, now and too long ago, and the vector of this one."""
         vector = await self._vector(question)
+        old: Hit | None = None
         if self._matcher is None or vector is None:
-            return None, vector
+            return None, None, vector
         questions = await self._store.questions(scope.digest)
         for match in self._matcher.matches(question, vector, questions):
             found = await self._store.get(scope.digest, match.key)
-            if found is not None:
-                return Hit(found.body, "semantic", self._age(found), match.likelihood), vector
-            questions.remove(match.key)
-        return None, vector
+            if found is None:
+                questions.remove(match.key)
+                continue
+            hit = Hit(found.body, "semantic", self._age(found), match.likelihood)
+            if self._fresh(hit):
+                return hit, None, vector
+            old = old or hit
+        return None, old, vector
+
+    def _fresh(self, hit: Hit | None) -> Hit | None:
+        return hit if hit is not None and hit.age_seconds <= self._good else None
 
     async def _vector(self, question: str) -> Vector | None:
         return await self._embed(question) if self._embed and self._matcher and question.strip() else None

@@ -52,10 +52,11 @@ class RedisStore:
     """Answers in the Redis at `url`, for `ttl` seconds, at most `scope_entries` of a scope: then the oldest leave.
 
     When the server does not answer within `timeout` seconds, or answers with an error, `failed` is called with the name of
-    the operation and the error, the operation is a miss, and for `pause` seconds every other one is, without asking.
+    the operation and the error, the operation is a miss, and for `pause` seconds every other one is, without asking. At its
+    next answer `restored` is called.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  all but the first have defaults
         self,
         url: str,
         *,
@@ -66,6 +67,7 @@ class RedisStore:
         timeout: float = TIMEOUT_SECONDS,
         pause: float = PAUSE_SECONDS,
         failed: Failed = lambda _operation, _error: None,
+        restored: Callable[[], None] = lambda: None,
     ) -> None:
         self._redis: Any = Redis.from_url(
             url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0), decode_responses=False
@@ -73,6 +75,7 @@ class RedisStore:
         self._ttl_ms = max(1, int(ttl * 1000))
         self._scope_entries, self._max_answer_bytes, self._prefix = scope_entries, max_answer_bytes, prefix
         self._timeout, self._pause, self._failed = timeout, pause, failed
+        self._restored, self._lost = restored, False
         self._asleep_until = 0.0
         self._copies: LRUCache[str, _Copy] = LRUCache(_COPIES)
 
@@ -136,11 +139,15 @@ class RedisStore:
             return otherwise
         try:
             async with asyncio.timeout(seconds or self._timeout):
-                return await work()
+                found = await work()
         except (RedisError, OSError, TimeoutError) as error:
-            self._asleep_until = time.monotonic() + self._pause
+            self._asleep_until, self._lost = time.monotonic() + self._pause, True
             self._failed(operation, error)
             return otherwise
+        if self._lost:
+            self._lost = False
+            self._restored()
+        return found
 
 
 class _Copy:

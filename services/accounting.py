@@ -74,6 +74,7 @@ class Accounting:
         try:
             self.audit.check()
         except AuditFailed as error:
+            self.telemetry.degraded("audit", away=True)
             raise AuditUnavailable("The audit trail cannot be written now, so nothing is answered; try again later.") from error
         self.telemetry.degraded("audit", away=False)
 
@@ -83,11 +84,11 @@ class Accounting:
             try:
                 yield
             finally:
-                record.micros = _price(route, record).micros(record.prompt_tokens, record.completion_tokens, record.cached_tokens)
+                record.micros = _cost(route, record)
             return
         spends = self._budgets(route.caller)
         try:
-            reservation = await self.ledger.reserve(spends, _price(route, record).micros(tokens, answer_tokens))
+            reservation = await self.ledger.reserve(spends, _dearest(route, tokens, answer_tokens))
         except budgets.BudgetExceeded as error:
             self.telemetry.overspent(error.subject.kind)
             resets = datetime.fromtimestamp(error.resets_at, UTC)
@@ -99,7 +100,7 @@ class Accounting:
             try:
                 yield
             finally:
-                record.micros = _price(route, record).micros(record.prompt_tokens, record.completion_tokens, record.cached_tokens)
+                record.micros = _cost(route, record)
                 reservation.settle(
                     Spend(
                         tenant=route.caller.tenant, key=route.caller.key.id if route.caller.key else "", route=route.name,
@@ -160,6 +161,17 @@ def _limits(told: terms.Limits) -> Limits:
     return Limits(told.requests_per_minute, told.tokens_per_minute, told.concurrency)
 
 
-def _price(route: Route, record: Record) -> Price:
-    told = record.price or route.price
+def _cost(route: Route, record: Record) -> int:
+    """What the calls of a request cost, in micros, each at its target's price."""
+    counts = ((_price(call.price or route.price), call.tokens) for call in record.calls)
+    return sum(price.micros(tokens.prompt, tokens.completion, tokens.cached) for price, tokens in counts)
+
+
+def _dearest(route: Route, tokens: int, answer_tokens: int) -> int:
+    """What a request may cost, in micros, whichever target answers."""
+    told = [target.price or route.price for target in route.targets.of] if route.targets else [route.price]
+    return max(_price(price).micros(tokens, answer_tokens) for price in told)
+
+
+def _price(told: terms.Price) -> Price:
     return Price(told.prompt, told.completion, told.cached)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -217,6 +219,24 @@ def as_events(body: dict[str, Any], *, keep_usage: bool) -> Iterator[dict[str, A
         yield {**head, "choices": [end], **_only(body, ("ekiben",))}
     if keep_usage and "usage" in body:
         yield {**head, "choices": [], "usage": body["usage"]}
+
+
+def spoken(model: str, text: str, payload: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a whole answer that says `text`, by no model."""
+    chat = "messages" in payload
+    said: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+    return {
+        "id": new_id(chat=chat),
+        "object": "chat.completion" if chat else "text_completion",
+        "created": int(time.time()), "model": model,
+        "choices": [{"index": index, **said, "finish_reason": "stop"} for index in range(payload.get("n") or 1)],
+        "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+    }  # fmt: skip
+
+
+def new_id(*, chat: bool) -> str:
+    """Return the id of an answer."""
+    return f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
 
 
 def without_usage(event: dict[str, Any]) -> dict[str, Any] | None:

@@ -35,7 +35,7 @@ class Auth:
     """What lets requests in. Made without arguments it lets nobody in.
 
     `keys` opens the store of keys, at each time that it is needed; `clock` gives seconds since 1970, `timer` seconds for how
-    long a key is remembered.
+    long a key is remembered. `away` is told at each look-up whether the store could not be asked.
     """
 
     def __init__(
@@ -46,7 +46,9 @@ class Auth:
         anonymous: Anonymous = False,
         clock: Callable[[], float] = time.time,
         timer: Callable[[], float] = time.monotonic,
+        away: Callable[[bool], None] = lambda _away: None,
     ) -> None:
+        self._away = away
         self._open, self._callers, self._anonymous, self._clock = keys, callers or CallerHeaders(), anonymous, clock
         # Apart, so that no flood of wrong keys drives out the right ones.
         self._good: TTLCache[str, Key] = TTLCache(_MOST, GOOD_SECONDS, timer)
@@ -137,9 +139,13 @@ class Auth:
         try:
             async with asyncio.timeout(LOOKUP_SECONDS):
                 key = await (await self.store()).verify(secret)
-        except (DatabaseUnavailable, TimeoutError) as error:
+        except (DatabaseUnavailable, KeysUnavailable, TimeoutError) as error:
+            self._away(True)  # noqa: FBT003  a callback has no names
+            if isinstance(error, KeysUnavailable):
+                raise
             log.warning("no database of keys", problem=str(error) or f"no answer in {LOOKUP_SECONDS:g} s")
             raise KeysUnavailable("API keys cannot be looked up now; try again.") from error
+        self._away(False)  # noqa: FBT003
         if key is None:
             self._bad[digest] = True
             log.info("key refused", key=secret[:19])

@@ -46,9 +46,10 @@ class EngineClient:
         """Return the engine's whole answer; raises EngineRefused or EngineUnavailable."""
         async with self._post(path, payload) as response:
             try:
-                return await response.json()
+                body = await response.json()
             except (aiohttp.ClientError, ValueError) as error:
                 raise EngineUnavailable("The engine was lost before it had answered.") from error
+            return _checked(body)
 
     async def stream(self, path: str, payload: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         """Yield the engine's events; raises EngineRefused or EngineUnavailable, also in mid-stream."""
@@ -58,8 +59,11 @@ class EngineClient:
                 if data == b"[DONE]":
                     done = True
                     break
-                event = json.loads(data)
-                if "error" in event:
+                try:
+                    event = _checked(json.loads(data))
+                except ValueError as error:
+                    raise EngineUnavailable("The engine said what is no event.") from error
+                if event.get("error"):
                     raise _refusal(event, 500)
                 yield event
             if not done:
@@ -183,6 +187,13 @@ async def sse_data(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
                 yield b"\n".join(lines)
 
 
+def _checked(body: Any) -> dict[str, Any]:
+    """Return what an engine said; servers of others may say anything."""
+    if not isinstance(body, dict):
+        raise EngineUnavailable("The engine said what is no answer.")
+    return body
+
+
 def _message(said: str) -> str:
     try:
         body = json.loads(said)
@@ -193,6 +204,8 @@ def _message(said: str) -> str:
 
 def _refusal(body: Any, status: int, retry_after: str | None = None) -> EngineRefused | EngineUnavailable:
     error = body.get("error", body) if isinstance(body, dict) else {}
+    if not isinstance(error, dict):
+        error = {"message": error}
     message = str(error.get("message") or "The engine refused the request.")
     code = error.get("code")
     if isinstance(code, int) and status not in _CLIENT_ERRORS:

@@ -258,11 +258,11 @@ async def compose() -> AsyncGenerator[Parts]:
         async with (
             slots.running(lock.adapter_versions()),
             aclosing(Database(settings.database)) as database,
-            _doorkeeper(loaded.bundle, database) as auth,
+            _doorkeeper(loaded.bundle, database, telemetry) as auth,
             open_accounting(loaded.bundle, settings, telemetry, database) as accounting,
             open_backends(loaded.bundle, engine, telemetry) as backends,
+            open_caches(loaded.bundle, settings, telemetry, partial(vector, kind="query")) as caches,
         ):
-            caches = open_caches(loaded.bundle, settings, telemetry, partial(vector, kind="query"))
             pipeline = Pipeline(routes, engine, telemetry, collections, detectors, accounting, backends, caches)
             embedding = EmbeddingModel(embedder, DIMENSIONS, embed)
             files = Files(settings.files(lock.name), most=settings.max_files, most_bytes=settings.max_file_bytes)
@@ -285,14 +285,17 @@ async def started() -> AsyncGenerator[Parts]:
 
 
 @asynccontextmanager
-async def _doorkeeper(bundle: Bundle, database: Database) -> AsyncGenerator[Auth]:
+async def _doorkeeper(bundle: Bundle, database: Database, telemetry: Telemetry) -> AsyncGenerator[Auth]:
     """Who is let in. A box that lets everybody in opens no database until somebody sends a key."""
 
     async def keys() -> KeyStore:
         return KeyStore(await database.engine())
 
     told = bundle.callers
-    auth = Auth(keys, callers=CallerHeaders(told.tenant_header, told.roles_header), anonymous=told.anonymous)
+    auth = Auth(
+        keys, callers=CallerHeaders(told.tenant_header, told.roles_header), anonymous=told.anonymous,
+        away=lambda away: telemetry.degraded("keys", away=away),
+    )  # fmt: skip
     if told.anonymous is False:
         await auth.ready()
     yield auth

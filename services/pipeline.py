@@ -1,33 +1,33 @@
 """The way of a request, in order. It knows neither BentoML nor HTTP nor the environment.
 
-1. the Route fixes every version            `Routes.find`
-2. guards look at the input                 `Guard.check_messages`
-3. passages are retrieved, and guarded      `services.retrieval`
-4. the prompt is rendered                   `PromptVersion.render`
-5. the engine answers with the adapter      `Engine.complete`, `Engine.stream`
-6. guards look at the answer                `services.answer`
-7. telemetry records, always                `Telemetry.request`
+1. the Route fixes every version                  `Routes.find`
+2. telemetry begins, and records at the end, always `Telemetry.request`
+3. limits, budgets and the trail let it in         `Accounting.request`
+4. guards look at the input                        `Guard.check_messages`
+5. an answer of before is given again              `services.memory`; then 6 to 9 are left out
+6. passages are retrieved, and guarded             `services.retrieval`
+7. the prompt is rendered                          `PromptVersion.render`
+8. an engine answers: a place in the queue, or the next target  `services.backends`
+9. guards look at the answer                       `services.answer`
+10. the answer is kept; tokens and cost are settled; the line of the trail is written before the last byte leaves
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-import time
-import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
-from cache.key import Scope, divide
 from guards.detectors import Detectors
 from guards.guard import Blocked, Guard, GuardFailure, Stage
 from rag.language import language_of
-from services.answer import AnswerGuard, Gathered, as_events, beside, text_of, without_usage
+from services.answer import AnswerGuard, Gathered, as_events, beside, spoken, text_of, without_usage
 from services.asking import ask
-from services.backends import ANSWER_TOKENS, CHARACTERS_PER_TOKEN, Asked, Backends, spoken
+from services.backends import SPARES, Asked, Backends
 from services.caller import ANYBODY, Caller
 from services.errors import (
     ContentRefused,
@@ -35,22 +35,21 @@ from services.errors import (
     GuardUnavailable,
     InvalidRequest,
 )
+from services.memory import Memory, remembered
+from services.meter import CHARACTERS_PER_TOKEN, prompt_tokens
 from services.protocol import ChatRequest, CompletionRequest, SearchRequest, plain_text
 from services.retrieval import find_passages
+from services.targeting import ANSWER_TOKENS
 
 if TYPE_CHECKING:
-    from cache.answers import Answers, Hit
+    from cache.answers import Answers
     from rag.collection import Searchable
     from rag.context import Context, Passage
     from services.accounting import Accounting
     from services.routing import Route, Routes
     from services.telemetry import Record, Telemetry
-    from services.terms import AnswerCache
 
 _ACTIONS: Mapping[type, str] = {ChatRequest: "chat", CompletionRequest: "completion", SearchRequest: "search"}
-_NO_MATTER = frozenset({"messages", "stream", "stream_options", "user", "model"})
-"""Fields of a request that its answer does not depend on; the model is among the versions."""
-_SPARES = frozenset({"cache", "apology"})
 _VERDICT_TOKENS = 96
 _ONLY_PASSAGES = (
     "Your last answer said things that the passages do not say. Answer again, with what the passages say and nothing else."
@@ -87,20 +86,6 @@ class Prepared:
         return replace(self, payload={**self.payload, "messages": messages})
 
 
-@dataclass(frozen=True)
-class Memory:
-    """What was answered before: a `hit` to give again, or a `spare` for when nothing else answers."""
-
-    hit: Hit | None = None
-    put: Callable[[dict[str, Any]], Awaitable[bool]] | None = None
-    spare: dict[str, Any] | None = None
-
-    async def keep(self, body: dict[str, Any], record: Record) -> None:
-        """Keep an answer, unless guards had something to say of it, or it is none of a model."""
-        if self.put is not None and not record.findings and record.target not in _SPARES and record.completion_tokens:
-            await self.put(body)
-
-
 @dataclass
 class Pipeline:
     """All that is needed to answer a request."""
@@ -135,8 +120,8 @@ class Pipeline:
             guard = self._guard(route, record)
             asked = await self._checked(request, route, guard)
             async with self._remembered(request, route, asked, record) as memory:
-                if memory.hit is not None:
-                    body = given_again(memory.hit, record)
+                if memory.answer is not None:
+                    body = memory.answer
                 else:
                     prepared = await self._rendered(asked, route, guard)
                     body = await self._whole(request, route, guard, prepared, record, memory.spare)
@@ -159,8 +144,8 @@ class Pipeline:
             guard = self._guard(route, record)
             asked = await self._checked(request, route, guard)
             async with self._remembered(request, route, asked, record) as memory:
-                if memory.hit is not None:
-                    body = given_again(memory.hit, record)
+                if memory.answer is not None:
+                    body = memory.answer
                     for event in as_events(body, keep_usage=keep_usage):
                         yield event
                 else:
@@ -196,7 +181,9 @@ class Pipeline:
         async with aclosing(self._engine_events(engine, prepared)) as events:
             async for event in events:
                 record.first_token()
-                record.usage(event.get("usage"))
+                if record.target in SPARES:  # what was guarded before, or is the box's own word
+                    yield event
+                    continue
                 with _failing_closed():
                     shown = await _look(guard, partial(answer.event, event, keep_usage=True))
                 if shown is not None:
@@ -246,29 +233,11 @@ class Pipeline:
     ) -> Asked:
         return self.backends.asked(route, record, question=prepared.question, user=request.user, spare=spare)
 
-    @asynccontextmanager
-    async def _remembered(
+    def _remembered(
         self, request: ChatRequest | CompletionRequest, route: Route, asked: Prepared, record: Record
-    ) -> AsyncGenerator[Memory]:
-        """What was answered before, where a route remembers and this request may be answered from it."""
-        answers = self.caches.get(route.name)
-        if answers is None or route.cache is None or record.findings or not repeatable(request, asked.payload, route.cache):
-            yield Memory()
-            return
+    ) -> AbstractAsyncContextManager[Memory]:
         collection = self.collections[route.collection] if route.collection else None
-        context, question = divide(asked.payload["messages"])
-        scope = Scope(
-            tenant=route.caller.tenant, labels=route.caller.roles if collection else (), versions=route.versions(),
-            parameters={name: value for name, value in asked.payload.items() if name not in _NO_MATTER}, context=context,
-            documents=await asyncio.to_thread(collection.version) if collection else None,
-        )  # fmt: skip
-        async with answers.flight(scope, question) as flight:
-            hit = flight.hit
-            if hit is not None and (record.fresh or hit.age_seconds > route.cache.ttl_seconds):
-                yield Memory(None, partial(answers.put, scope, question), hit.body)
-            else:
-                record.headers["x-ekiben-cache"] = hit.kind if hit else "miss"
-                yield Memory(hit, flight.put)
+        return remembered(self.caches.get(route.name), route, request, asked.payload, record, collection)
 
     def _kept_texts(self, record: Record, question: str, body: dict[str, Any]) -> None:
         """Keep the question and the answer for the audit trail, as the guards let them through, where it has them."""
@@ -288,7 +257,8 @@ class Pipeline:
         for last in (False, True):
             engine = self._asked(request, route, prepared, record, spare)
             body = prepared.ready or await engine.complete(prepared.path, prepared.payload)
-            record.usage(body.get("usage"), more=last)
+            if record.target in SPARES:
+                return body
             answer = AnswerGuard(route, guard, prepared.context, choices=request.n or 1)
             try:
                 with _failing_closed():
@@ -370,25 +340,12 @@ class Pipeline:
             for text in checked:
                 await self._ask_judges("input", route, guard, text)
             payload["prompt"] = checked[0] if isinstance(request.prompt, str) else checked
+            prompts = checked
         elif guard.looks_at_input:
             message = f"Route {route.name!r} guards its input and cannot read token ids; send text."
             raise InvalidRequest(message, param="prompt", code="unsupported_parameter")
-        return Prepared("/v1/completions", payload, None)
-
-
-def repeatable(request: ChatRequest | CompletionRequest, payload: Mapping[str, Any], cache: AnswerCache) -> bool:
-    """Whether an answer may be given again: one, in words alone, and not meant to be another every time."""
-    if not isinstance(request, ChatRequest) or (request.n or 1) > 1 or request.tools or _wants_logprobs(request):
-        return False
-    temperature = payload.get("temperature")
-    return (1.0 if temperature is None else temperature) <= cache.max_temperature
-
-
-def given_again(hit: Hit, record: Record) -> dict[str, Any]:
-    """Return an answer of before as one of now; it costs nothing."""
-    record.cached = hit.kind
-    about = {**hit.body.get("ekiben", {}), "cache": {"kind": hit.kind, "age_seconds": round(hit.age_seconds, 1)}}
-    return {**hit.body, "id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "ekiben": about}
+        question = "\n".join(prompt for prompt in prompts if isinstance(prompt, str))
+        return Prepared("/v1/completions", payload, None, question)
 
 
 def nothing_found(route: Route, question: str, payload: Mapping[str, Any]) -> dict[str, Any]:
@@ -402,12 +359,10 @@ def estimated(request: ChatRequest | CompletionRequest | SearchRequest, route: R
     if isinstance(request, SearchRequest):
         return 0, 0
     if isinstance(request, ChatRequest):
-        characters = sum(message.characters for message in request.messages)
+        tokens = math.ceil(sum(message.characters for message in request.messages) / CHARACTERS_PER_TOKEN)
     else:
-        prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
-        characters = sum(len(prompt) if isinstance(prompt, str) else CHARACTERS_PER_TOKEN for prompt in prompts)
-    longest = capped(request, route)
-    return math.ceil(characters / CHARACTERS_PER_TOKEN), (longest or ANSWER_TOKENS) * (request.n or 1)
+        tokens = prompt_tokens({"prompt": request.prompt})
+    return tokens, (capped(request, route) or ANSWER_TOKENS) * (request.n or 1)
 
 
 def capped(request: ChatRequest | CompletionRequest, route: Route) -> int | None:

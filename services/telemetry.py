@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import structlog
 
 from services.errors import EkibenError
+from services.meter import Call, prompt_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -47,23 +48,20 @@ class Record:
     status: Literal["ok", "refused", "error", "cancelled"] = "error"
     target: str | None = None
     """Which of the route's targets answered."""
-    price: Price | None = None
-    """The target's own; None is the route's."""
     headers: dict[str, str] = field(default_factory=dict)
     """Headers that go with the answer."""
     fresh: bool = False
     """Whether the caller wants no answer from the cache."""
     cached: str | None = None
     """How the answer was found in the cache: exact or semantic."""
-    cached_tokens: int = 0
+    calls: list[Call] = field(default_factory=list)
+    """Of engines; what they took is what the request took."""
     texts: dict[str, str] = field(default_factory=dict)
     """Question and answer, where the audit trail keeps them."""
     seconds: float = 0.0
     micros: int = 0
     """What it cost, in millionths of the bundle's currency."""
     first_token_seconds: float | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
     findings: list[Finding] = field(default_factory=list)
     guard: Guard | None = None
     started: float = field(default_factory=time.monotonic)
@@ -73,13 +71,25 @@ class Record:
         if self.first_token_seconds is None:
             self.first_token_seconds = time.monotonic() - self.started
 
-    def usage(self, usage: dict[str, Any] | None, *, more: bool = False) -> None:
-        """Take the engine's own count of tokens: of all so far, or of one `more` answer."""
-        if usage:
-            prompt, cached = usage.get("prompt_tokens") or 0, (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-            counted = (prompt, usage.get("completion_tokens") or 0, min(cached, prompt))
-            before = (self.prompt_tokens, self.completion_tokens, self.cached_tokens) if more else (0, 0, 0)
-            self.prompt_tokens, self.completion_tokens, self.cached_tokens = map(sum, zip(before, counted, strict=True))
+    def begin(self, payload: Mapping[str, Any], price: Price | None = None) -> Call:
+        """Note that an engine is called now, at a price of its own or the route's."""
+        self.calls.append(Call(prompt_tokens(payload), price))
+        return self.calls[-1]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts."""
+        return sum(call.tokens.prompt for call in self.calls)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Those that an engine had in its cache."""
+        return sum(call.tokens.cached for call in self.calls)
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of all answers."""
+        return sum(call.tokens.completion for call in self.calls)
 
 
 class Telemetry:
@@ -161,7 +171,7 @@ class Telemetry:
             "llm_queue_wait_seconds", "Time that requests waited for the engine", buckets=SECONDS, registry=registry
         )
         self._degraded = Gauge(
-            "llm_degraded", "1 while a store cannot be reached: limits, cache, ledger, audit", ["store"],
+            "llm_degraded", "1 while a store cannot be reached: limits, cache, ledger, keys, audit", ["store"],
             multiprocess_mode="livemax", registry=registry,
         )  # fmt: skip
 

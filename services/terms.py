@@ -145,6 +145,11 @@ class Targets(Strict):
     )
     latency_seconds: float | None = Field(default=None, gt=0, description="cheapest: time to the first token that is still good")
     deadline_seconds: float = Field(default=120, gt=0, le=3600, description="to the first token, over all attempts")
+    patience_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="to the first token of one target, before the next is asked; left out: its share of the deadline",
+    )
     retries: int = Field(default=1, ge=0, le=5, description="of each target, before its first token only")
     apology: str | None = Field(
         default=None, description="the answer when every target has failed; left out: 503. A cached answer goes before it"

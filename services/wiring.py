@@ -55,16 +55,27 @@ async def open_accounting(
     bundle: Bundle, settings: Settings, telemetry: Telemetry, database: Database
 ) -> AsyncGenerator[Accounting]:
     """Yield the limits, budgets and the trail of a box; raises AuditFailed and ValueError."""
+    if bundle.audit.enabled and bundle.audit.texts == "encrypted" and settings.audit_text_key is None:
+        raise ValueError(
+            "bundle.yaml keeps encrypted texts in the audit trail: set EKIBEN_AUDIT_TEXT_KEY, or audit.texts to none"
+        )
     redis = settings.redis_url.get_secret_value() if settings.redis_url else None
     async with AsyncExitStack() as stack:
         rates = await stack.enter_async_context(
             open_rates(redis, on_change=lambda shared: telemetry.degraded("limits", away=not shared))
         )
+        telemetry.degraded("limits", away=False)
         accounting = Accounting(telemetry, rates, tenants=bundle.tenants, soft=bundle.alerts.share, texts=bundle.audit.texts)
         if has_costs(bundle):
             webhook = settings.alert_webhook.get_secret_value() if settings.alert_webhook else None
             alerts = await stack.enter_async_context(aclosing(BudgetAlerts(telemetry, webhook)))
-            ledger = Ledger(database.engine, alerts, lambda message: log.error("spend", message=message))
+
+            def troubled(message: str) -> None:
+                telemetry.degraded("ledger", away=ledger.away)
+                if message:
+                    log.error("spend", message=message)
+
+            ledger = Ledger(database.engine, alerts, troubled)
             accounting.ledger = await stack.enter_async_context(ledger.running())
         if bundle.audit.enabled:
             key, text_key = (
@@ -114,10 +125,11 @@ async def open_backends(bundle: Bundle, engine: EngineClient, telemetry: Telemet
         yield backends
 
 
-def open_caches(
+@asynccontextmanager
+async def open_caches(
     bundle: Bundle, settings: Settings, telemetry: Telemetry, embed: Callable[[str], Awaitable[Sequence[float]]]
-) -> dict[str, Answers]:
-    """Return the cache of each route that has one; `embed` returns a question's vector."""
+) -> AsyncGenerator[dict[str, Answers]]:
+    """Yield the cache of each route that has one; `embed` returns a question's vector."""
 
     async def vector(text: str) -> Sequence[float] | None:
         try:
@@ -125,13 +137,32 @@ def open_caches(
         except Exception:  # noqa: BLE001  without its vector a question is found by its words
             return None
 
-    def opened(name: str, told: AnswerCache) -> Answers:
+    def store(told: AnswerCache) -> Store:
         kept = told.ttl_seconds + told.stale_seconds
-        store: Store = MemoryStore(kept, bundle.cache.max_entries, bundle.cache.max_bytes)
-        if settings.redis_url:
-            url, lost = settings.redis_url.get_secret_value(), partial(telemetry.degraded, "cache", away=True)
-            store = RedisStore(url, ttl=kept, failed=lambda _operation, _error: lost())
-        matcher = Matcher(load_calibration(embedder=bundle.embedder.name), FACTS, told.max_wrong) if told.semantic else None
-        return Answers(store, matcher, vector if matcher else None, heard=partial(telemetry.looked_up, name))
+        if settings.redis_url is None:
+            return MemoryStore(kept, bundle.cache.max_entries, bundle.cache.max_bytes)
+        telemetry.degraded("cache", away=False)
+        return RedisStore(
+            settings.redis_url.get_secret_value(), ttl=kept, failed=partial(_lost, telemetry),
+            restored=partial(telemetry.degraded, "cache", away=False),
+        )  # fmt: skip
 
-    return {name: opened(name, route.cache) for name, route in bundle.routes.items() if route.cache is not None}
+    def opened(name: str, told: AnswerCache, store: Store) -> Answers:
+        matcher = Matcher(load_calibration(embedder=bundle.embedder.name), FACTS, told.max_wrong) if told.semantic else None
+        heard = partial(telemetry.looked_up, name)
+        return Answers(store, matcher, vector if matcher else None, good=told.ttl_seconds, heard=heard)
+
+    async with AsyncExitStack() as stack:
+        caches: dict[str, Answers] = {}
+        for name, route in bundle.routes.items():
+            if route.cache is not None:
+                kept = store(route.cache)
+                stack.push_async_callback(kept.close)
+                caches[name] = opened(name, route.cache, kept)
+        yield caches
+
+
+def _lost(telemetry: Telemetry, operation: str, error: Exception) -> None:
+    if not isinstance(error, ValueError):  # one that cannot be read is a miss, and no loss of the server
+        telemetry.degraded("cache", away=True)
+    log.warning("cache", operation=operation, kind=type(error).__name__)

@@ -74,7 +74,7 @@ class Retries:
     longest_wait: float = 2.0
     """Waits double up to this, each drawn between half and the whole; a longer Retry-After means: ask the next target."""
     patience: float | None = None
-    """The most that one attempt may take until its first item, so that something is left for the others."""
+    """The most that one attempt may take until its first item, so that something is left for the others: the next is asked."""
     fair: float = 5.0
     """An attempt that is late although it had so many seconds, or all its patience, speaks against its target; one that had less
     does not, or callers in a hurry would shut a target for everybody."""
@@ -146,12 +146,18 @@ class Attempts:
         return begun.target, answer
 
     async def stream(
-        self, targets: Sequence[Target], call: Callable[[Target, float | None], AsyncGenerator[Item]], deadline: Deadline
+        self,
+        targets: Sequence[Target],
+        call: Callable[[Target, float | None], AsyncGenerator[Item]],
+        deadline: Deadline,
+        *,
+        whole: bool = True,
     ) -> Stream[Item]:
         """Return the first stream whose first item came. Close it, or use it as a context: that closes the target's at once.
 
-        Raises as `answer` does; what the stream raises later is passed on, and DeadlinePassed.
-        """
+        The deadline is for the whole stream, or for its first item alone. Raises as `answer` does; what the stream raises later
+        is passed on, and DeadlinePassed.
+        """  # fmt: skip
 
         async def first(target: Target, left: float | None) -> tuple[AsyncGenerator[Item], Item]:
             items = call(target, left)
@@ -164,7 +170,7 @@ class Attempts:
                 raise
 
         begun, (items, item) = await self._first(targets, first, deadline)
-        return Stream(begun, items, item, Deadline(None) if begun.target.local else deadline)
+        return Stream(begun, items, item, deadline if whole and not begun.target.local else Deadline(None))
 
     async def _first(
         self, targets: Sequence[Target], call: Callable[[Target, float | None], Awaitable[Answer]], deadline: Deadline
@@ -208,7 +214,8 @@ class Attempts:
         if not isinstance(error, TimeoutError):
             return self.judge(error)
         fair = self.retries.fair if self.retries.patience is None else min(self.retries.fair, self.retries.patience)
-        return Verdict("retry", counts=left is None or left >= fair)
+        impatient = left is not None and left == self.retries.patience
+        return Verdict("next" if impatient else "retry", counts=left is None or left >= fair)
 
 
 class _Attempt:
