@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from guards.detectors import Detectors
 from rag.embedding import MultilingualE5
 from services.api import EmbeddingModel, Parts, create_app
+from services.auth import Auth
 from services.bundle import load_bundle
 from services.caller import CallerHeaders
 from services.indexes import open_collection
@@ -119,8 +120,8 @@ async def http(folder):
 
     @asynccontextmanager
     async def compose():
-        callers = CallerHeaders("x-tenant", "x-roles")
-        yield Parts(pipeline, EmbeddingModel("e5", 384, None), 100_000, slots=adapters, callers=callers)
+        auth = Auth(callers=CallerHeaders("x-tenant", "x-roles"), anonymous=True)
+        yield Parts(pipeline, EmbeddingModel("e5", 384, None), 100_000, slots=adapters, auth=auth)
 
     app = create_app(compose)
     async with (
