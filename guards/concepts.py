@@ -39,8 +39,8 @@ class Lexicon:
         for word, number in words:
             for form in _inflected(word):
                 self._numbers.setdefault(form, number)
-        han = sorted({re.escape(word) for word, _ in words if _HAN.search(word)}, key=lambda word: (-len(word), word))
-        self._token = re.compile("|".join([r"[a-z0-9'\u00df-]+", r'[?!:\n"]', *han]))
+        han = sorted({word for word, _ in words if _HAN.match(word)}, key=lambda word: (-len(word), word))
+        self._token = re.compile("|".join([r"[a-z0-9'\u00df-]+", r'[?!:\n"]', *_by_first_character(han)]))
 
     @classmethod
     def read(cls, path: Path = _SHIPPED) -> Lexicon:
@@ -76,3 +76,12 @@ def _inflected(word: str) -> Sequence[str]:
         return ()
     stem = word.removesuffix("e")
     return (word + "s", word + "es", stem + "ed", stem + "ing")
+
+
+def _by_first_character(words: Sequence[str]) -> list[str]:
+    """Return a pattern for the words, the longest first, that a text's other characters pass by quickly; none for no words."""
+    rest: dict[str, list[str]] = {}
+    for word in words:
+        rest.setdefault(word[0], []).append(re.escape(word[1:]))
+    ways = "|".join(f"{first}(?:{'|'.join(ends)})" for first, ends in rest.items())
+    return [f"(?=[{''.join(rest)}])(?:{ways})"] if rest else []

@@ -31,7 +31,7 @@ SEEDS = (0, 1, 2)  # of the folds that set the scale
 DEV_WEIGHT, MADE_WEIGHT = 12.0, 0.25
 STRENGTH, TOLERANCE = 30.0, 0.01  # inverse of the regularisation; where the solver stops: a hundredth of it changes no figure
 # Shares of harmless texts allowed above the block and the flag threshold, by language: below the aims of 1% and 5%, as a margin.
-ALLOWED = {"en": (0.008, 0.054), "zh": (0.004, 0.034)}
+ALLOWED = {"en": (0.008, 0.048), "zh": (0.010, 0.030)}
 MADE = "synthetic"
 _HERE = Path(__file__).parent / "classifier"
 _CLOSED = re.compile("evaluation only|unstated")
