@@ -30,7 +30,7 @@ neighbours in the text; the natural logarithm of the text's number of terms; cos
 not known). Terms weigh as much as they are rare."""
 LEXICAL_SHARE = 0.1
 """Weight of the lexical reranker beside the fusion, where one chunk stands out by its words."""
-STANDS_OUT = 0.4
+STANDS_OUT = 0.25
 """By how much of the best words' score the fifth is behind, for words to be trusted fully. Where many chunks have the question's
 words, it is the meaning that tells them apart: the reranker counts less then, and vectors more."""
 MEANING = 0.8  # how much more: 0.5 becomes 0.7
