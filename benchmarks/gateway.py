@@ -135,10 +135,15 @@ async def run(args: argparse.Namespace, cores: list[int]) -> tuple[dict[str, Sid
                 sides[name] = Side(name, await asyncio.to_thread(fronts.enter_context, way()), ours)
             for place, side in enumerate(sides.values()):
                 await side.burst(args.streams, 8, seed=-1 - place)  # the first burst is slower
+            os.sched_setaffinity(0, cores)  # `Others` looks at the processors of this process
             others = Others()
+            os.sched_setaffinity(0, load_cores)
             for number in range(args.rounds):
                 for place, side in enumerate(list(sides.values())[:: 1 if number % 2 == 0 else -1]):
                     side.bursts.append(await side.burst(args.streams, args.tokens, seed=10 * (number + 1) + place))
+                last = ", ".join(f"{name} {s.bursts[-1].tokens_per_second:.0f}" for name, s in sides.items())
+                print(f"round {number + 1} of {args.rounds}, tokens a second: {last}", flush=True)
+            os.sched_setaffinity(0, cores)
             return sides, others.share()
         finally:
             for engine in (stock, ours):
