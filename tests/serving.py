@@ -84,9 +84,12 @@ class StandIn:
         self.most_running = max(self.most_running, self.running)
         try:
             return await (self._stream if payload.get("stream") else self._whole)(request, payload)
-        except (asyncio.CancelledError, ConnectionError):
+        except asyncio.CancelledError:
             self.left += 1
             raise
+        except ConnectionError:
+            self.left += 1
+            return web.Response()  # for nobody
         finally:
             self.running -= 1
 
