@@ -203,7 +203,7 @@ class Papers:
     async def search(self, question, access, top_k=None):
         return [passage for tenant, labels, passage in self.passages if access.allows(tenant, labels)]
 
-    def fit(self, passages):
+    def fit(self, passages, question=""):
         from rag.context import Context
 
         return Context(tuple(passages))
