@@ -266,7 +266,9 @@ async def serving(folder, engine_url, *, collections=None, desks=None, vector=No
             yield parts
 
     listening = socket.create_server(("127.0.0.1", 0), backlog=2048)
-    config = uvicorn.Config(create_app(compose), lifespan="on", log_level="critical", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        create_app(compose), lifespan="on", log_level="critical", timeout_graceful_shutdown=1, timeout_keep_alive=60
+    )
     server = uvicorn.Server(config)
     task = asyncio.create_task(server._serve([listening]))
     while not server.started:
