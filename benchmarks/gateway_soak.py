@@ -74,10 +74,19 @@ class Soak:
                 continue
             whole = text.endswith(b"data: [DONE]\n\n") and b'"error"' not in text
             self.ids[identity] = "ok" if answer.ok and whole else "refused" if answer.status == 429 else "error"  # noqa: PLR2004
-            self.heard[str(answer.status) if answer.ok is False or whole else "broken"] += 1
+            self.heard[str(answer.status) if whole else _code(text)] += 1
             if answer.ok:
                 self.seconds.append(time.monotonic() - began)
             await asyncio.sleep(self.rng.random() * self.options.pause)
+
+
+def _code(text: bytes) -> str:
+    """What went wrong, by the last event of a stream or the whole answer."""
+    last = [part for part in text.split(b"\n\n") if b'"error"' in part]
+    try:
+        return str(json.loads(last[-1].removeprefix(b"data: "))["error"]["code"])
+    except (IndexError, ValueError, KeyError, TypeError):
+        return "cut"
 
 
 async def soak(options: argparse.Namespace) -> dict[str, Any]:
@@ -121,7 +130,6 @@ async def _soaked(options: argparse.Namespace, engine: StandIn, gateway: psutil.
             print(f"{sum(asked.heard.values())} requests {dict(asked.heard)}, {memory[-1]:.0f} MiB", flush=True)
         await callers
         await asyncio.sleep(1)
-        # A file is not closed twice, and none is left: sockets of callers who left are gone.
         left = {"engine_running": engine.running, "gateway_files": gateway.num_fds()}
     waited = sorted(asked.seconds)
     return {

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cache.key import Scope, divide
 from services.answer import new_id
-from services.backends import SPARES
+from services.asked import SPARES
 from services.protocol import ChatRequest, CompletionRequest
 
 if TYPE_CHECKING:

@@ -84,9 +84,12 @@ class StandIn:
         self.most_running = max(self.most_running, self.running)
         try:
             return await (self._stream if payload.get("stream") else self._whole)(request, payload)
-        except (asyncio.CancelledError, ConnectionError):
+        except asyncio.CancelledError:
             self.left += 1
             raise
+        except ConnectionError:
+            self.left += 1
+            return web.Response()  # for nobody
         finally:
             self.running -= 1
 
@@ -263,7 +266,9 @@ async def serving(folder, engine_url, *, collections=None, desks=None, vector=No
             yield parts
 
     listening = socket.create_server(("127.0.0.1", 0), backlog=2048)
-    config = uvicorn.Config(create_app(compose), lifespan="on", log_level="critical", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        create_app(compose), lifespan="on", log_level="critical", timeout_graceful_shutdown=1, timeout_keep_alive=60
+    )
     server = uvicorn.Server(config)
     task = asyncio.create_task(server._serve([listening]))
     while not server.started:

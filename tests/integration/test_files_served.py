@@ -18,6 +18,7 @@ from rag.index import Recipe, build_index
 from rag.survey import Place
 from rag.uploads import Uploads
 from services.api import EmbeddingModel, Parts, create_app
+from services.auth import Auth
 from services.bundle import load_bundle
 from services.caller import CallerHeaders
 from services.documents import Desk
@@ -116,7 +117,7 @@ async def box(folder, tmp_path):
             EmbeddingModel("e5", 384, None),
             10_000,
             slots=adapters,
-            callers=callers,
+            auth=Auth(callers=callers, anonymous=True),
             desks=desks,
             cabinet=Cabinet(files),
         )

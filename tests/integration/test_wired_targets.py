@@ -10,7 +10,7 @@ from targets.breaker import Breakers, BreakerSettings
 from tests.serving import StandIn, engines, events_of, said, serving, until, written
 
 QUEUE = """
-queue: {capacity: CAPACITY, length: LENGTH, deadline_seconds: 0.5}
+queue: {capacity: CAPACITY, length: LENGTH, deadline_seconds: DEADLINE}
 tenants: {"*": {}}
 routes:
   chat: {prompt: plain, policy: open}
@@ -64,8 +64,12 @@ async def text(box, model, *, stream=False, question="hi", **more):
 # The queue
 
 
-def queued(tmp_path, capacity, length):
-    return written(tmp_path, QUEUE.replace("CAPACITY", str(capacity)).replace("LENGTH", str(length)))
+def queued(tmp_path, capacity, length, deadline=30):
+    told = {"CAPACITY": capacity, "LENGTH": length, "DEADLINE": deadline}
+    text = QUEUE
+    for name, value in told.items():
+        text = text.replace(name, str(value))
+    return written(tmp_path, text)
 
 
 async def test_no_more_are_at_the_engine_than_it_has_places(tmp_path):
@@ -78,8 +82,8 @@ async def test_no_more_are_at_the_engine_than_it_has_places(tmp_path):
 
 
 async def test_who_finds_no_place_is_told_when_to_come_again(tmp_path):
-    async with engines() as [engine], serving(queued(tmp_path, 1, 1), engine.url) as box:
-        engine.delay = 0.9
+    async with engines() as [engine], serving(queued(tmp_path, 1, 1, 0.5), engine.url) as box:
+        engine.delay = 2
         asked = [asyncio.create_task(box.post(tenant=f"t{number}")) for number in range(3)]
         codes = sorted([(await one).status_code for one in asked])
         shed = next(one.result() for one in asked if one.result().status_code == 503)
@@ -93,15 +97,15 @@ async def test_who_finds_no_place_is_told_when_to_come_again(tmp_path):
 
 async def test_a_tenant_with_much_does_not_keep_out_one_with_little(tmp_path):
     async with engines() as [engine], serving(queued(tmp_path, 1, 100), engine.url) as box:
-        engine.delay = 0.02
+        engine.delay = 0.5
         order = []
 
         async def ask(tenant):
             await box.post(tenant, tenant=tenant)
             order.append(tenant)
 
-        much = [asyncio.create_task(ask("much")) for _ in range(10)]
-        await until(lambda: box.parts.pipeline.backends.admission.waiting == 9)
+        much = [asyncio.create_task(ask("much")) for _ in range(6)]
+        await until(lambda: box.parts.pipeline.backends.admission.waiting == 5)
         await ask("little")
         await asyncio.gather(*much)
 

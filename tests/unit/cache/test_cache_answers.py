@@ -228,3 +228,18 @@ async def test_what_may_not_be_given_again_is_not_kept(answers, scope, body):
 
     assert not await cache.put(scope(), "How do I pay?", body(reason="length"))
     assert await cache.get(scope(), "How do I pay?") is None
+
+
+async def test_what_is_too_old_is_a_spare_and_no_hit(answers, scope, body):
+    now, heard = [100.0], []
+    cache = answers(now=lambda: now[0], good=10, heard=heard.append)
+    await cache.put(scope(), "How do I pay?", body("By card."))
+    now[0] = 120.0
+
+    assert await cache.get(scope(), "How do I pay?") is None
+    async with cache.flight(scope(), "How do I pay?") as flight:
+        assert flight.hit is None
+        assert flight.spare.body == body("By card.")
+        assert await flight.put(body("In cash."))
+    assert (await cache.get(scope(), "How do I pay?")).body == body("In cash.")
+    assert heard == ["miss", "miss", "exact"]

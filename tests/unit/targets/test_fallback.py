@@ -336,3 +336,15 @@ async def test_what_is_local_answers_even_when_the_time_is_up():
 
     assert await all_of(stream) == ["so", "rry"]
     assert scene.calls == {"big": 1, "sorry": 1}
+
+
+async def test_a_deadline_for_the_first_item_alone_leaves_the_rest_its_time():
+    async def slowly(_target, _left):
+        for item in ("a", "b", "c"):
+            yield item
+            await asyncio.sleep(0.03)
+
+    scene = Scene()
+    stream = await scene.attempts.stream([BIG], slowly, Deadline(0.05), whole=False)
+
+    assert [item async for item in stream] == ["a", "b", "c"]
