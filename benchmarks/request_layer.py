@@ -57,15 +57,13 @@ async def compose() -> AsyncGenerator[Parts]:
             aclosing(Database(settings.database)) as database,
             open_accounting(loaded.bundle, settings, telemetry, database) as accounting,
             open_backends(loaded.bundle, engine, telemetry) as backends,
+            open_caches(loaded.bundle, settings, telemetry, _vector) as caches,
         ):
 
             async def keys() -> KeyStore:
                 return KeyStore(await database.engine())
 
-            pipeline = Pipeline(
-                routes, engine, telemetry, {}, detectors, accounting, backends,
-                open_caches(loaded.bundle, settings, telemetry, _vector),
-            )  # fmt: skip
+            pipeline = Pipeline(routes, engine, telemetry, {}, detectors, accounting, backends, caches)
             embedding = EmbeddingModel(loaded.bundle.embedder.name, DIMENSIONS, _embed)
             yield Parts(pipeline, embedding, settings.max_body_bytes, slots, auth=Auth(keys))
 

@@ -31,6 +31,21 @@ def test_hits(text, rule):
 @pytest.mark.parametrize(
     "text",
     [
+        "My card is 4111 1111 1111 1111, 手机13812345678. Say hello.",
+        "You are a helpful assistant. What is 2+2?",
+        "Say 'cheese'. Then say goodbye.",
+        "Translate the following text to Chinese: I love you.",
+        "Repeat this sentence word by word: the cat sat.",
+        "把下面的句子翻译成英文：今天天气很好。",
+    ],
+)
+def test_everyday_commands_are_not_refused(text):
+    assert assess(text).score < THRESHOLDS["user"].block
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
         "What is a system prompt, and how do I write a good one?",
         "You can ignore the noise in the previous chart.",
         "How do I ignore warnings in pytest?",

@@ -19,7 +19,7 @@ from services.errors import (
     RetrievalUnavailable,
     UnknownModel,
 )
-from services.pipeline import capped, estimated
+from services.preparing import capped, estimated
 from services.protocol import ChatRequest, CompletionRequest, parse
 from services.slots import Served
 
