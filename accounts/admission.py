@@ -65,16 +65,16 @@ class Admission:
         return self._waiting
 
     @asynccontextmanager
-    async def slot(self, tenant: str) -> AsyncGenerator[float]:
-        """Wait for a place at the engine, and hold it; yields the seconds that took. Raises Overloaded."""
+    async def slot(self, tenant: str, at_most: float | None = None) -> AsyncGenerator[float]:
+        """Wait for a place at the engine, at most so many seconds, and hold it; yields the seconds it took. Raises Overloaded."""
         started = asyncio.get_running_loop().time()
-        await self._enter(tenant)
+        await self._enter(tenant, at_most)
         try:
             yield asyncio.get_running_loop().time() - started
         finally:
             self._leave()
 
-    async def _enter(self, tenant: str) -> None:
+    async def _enter(self, tenant: str, at_most: float | None = None) -> None:
         if self._running < self.capacity:  # then nobody waits
             self._running += 1
             return
@@ -86,7 +86,7 @@ class Admission:
         self._queues.setdefault(tenant, deque()).append(turn)
         self._waiting += 1
         try:
-            async with asyncio.timeout(self.deadline_seconds):
+            async with asyncio.timeout(self.deadline_seconds if at_most is None else min(at_most, self.deadline_seconds)):
                 await turn
         except TimeoutError:
             if turn.cancelled():

@@ -177,10 +177,11 @@ class AuditLog:
 
     def sync(self) -> None:
         """Wait until all lines are on the disk; raises AuditFailed."""
-        with self._lock:
-            retired, self._retired = self._retired, []
-            opened = [*retired, *(os.dup(one) for one in (self._file, self._head) if one is not None)]
+        opened: list[int] = []
         try:
+            with self._lock:
+                opened.extend(os.dup(one) for one in (self._file, self._head) if one is not None)
+                opened, self._retired = [*self._retired, *opened], []
             for one in opened:
                 os.fsync(one)
         except OSError as error:

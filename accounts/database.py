@@ -10,6 +10,7 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import Connection, MetaData, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -70,7 +71,7 @@ async def reached(engine: AsyncEngine, *, begin: bool = True) -> AsyncGenerator[
             if begin and engine.dialect.name == "sqlite":
                 await connection.exec_driver_sql("BEGIN IMMEDIATE")  # see _prepare_sqlite
             yield connection
-    except (SQLAlchemyError, OSError) as error:
+    except (SQLAlchemyError, OSError, CommandError) as error:
         # The query may hold a password too.
         where = engine.url.set(query={}).render_as_string(hide_password=True)
         raise DatabaseUnavailable(f"the database {where} cannot be used now ({type(error).__name__})") from error

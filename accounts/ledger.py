@@ -223,12 +223,12 @@ class Ledger:
             self._sending = None
             for account, sums in rows.items():
                 for subject in _subjects(account):
-                    view = self._views[subject]
+                    view = self._views.setdefault(subject, _View())
                     for period in (account.day, account.day[:7]):
-                        view.own[period] -= sums.micros
                         view.written[period] = view.written.get(period, 0) + sums.micros
-                        if not view.own[period]:
-                            del view.own[period]
+                        left = view.own.pop(period, 0) - sums.micros
+                        if left:
+                            view.own[period] = left
 
     def _view(self, subject: Subject) -> _View:
         # One that nothing is reserved on and nobody asks for is forgotten; who held it may still come back.

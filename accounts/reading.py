@@ -50,6 +50,9 @@ def moment(text: str) -> str:
     return told.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+_PIECE = 64 * 1024
+
+
 def read(folder: Path, wanted: Filter) -> Iterator[Line]:
     """Yield the requests, by time."""
     chains = groupby(chain_files(folder), key=lambda one: one.chain)
@@ -90,8 +93,16 @@ def follow(folder: Path, wanted: Filter, *, wait: Callable[[], None] = lambda: t
 
 def _chain(paths: list[Path], wanted: Filter) -> Generator[Line]:
     for path in paths:
-        with path.open("rb") as file:
-            for raw in file:
+        place = 0
+        while True:
+            # Closed in between: there may be more chains than files may be open.
+            with path.open("rb") as file:
+                file.seek(place)
+                raws = file.readlines(_PIECE)
+                place = file.tell()
+            if not raws:
+                break
+            for raw in raws:
                 line = _line(raw)
                 if line is not None and wanted.wants(line):
                     yield line

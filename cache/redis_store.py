@@ -105,8 +105,9 @@ class RedisStore:
         fresh = await self._try("questions", lambda: self._since(scope, copy.seen), None)
         if fresh is None:
             return Questions()
-        if copy.last is not None and (not fresh or fresh[0] != (copy.last, copy.seen)):
-            # The last that was read has gone or moved: the set was emptied, or everything in it is newer.
+        moved = copy.last is not None and (not fresh or fresh[0] != (copy.last, copy.seen))
+        if moved or len(copy.questions) > 2 * self._scope_entries:
+            # The last that was read has gone or moved, or most of the copy has left the server.
             copy.reset()
             fresh = await self._try("questions", lambda: self._since(scope, 0.0), None) or []
         copy.take(fresh)

@@ -50,6 +50,17 @@ class Vault:
             self._numbers[key], self._values[entity, number] = number, value
         return f"[{entity}_{self._numbers[key]}]"
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was replaced, forged placeholders neither."""
+        return not self._values
+
+    def hidden(self, text: str) -> str:
+        """Return a text with its values behind their placeholders again."""
+        for (entity, number), value in sorted(self._values.items(), key=lambda one: -len(one[1])):
+            text = text if entity == LITERAL else text.replace(value, f"[{entity}_{number}]")
+        return text
+
     def value(self, found: re.Match[str]) -> str | None:
         """Return what a match of FORM stands for, None where it is no placeholder of this vault."""
         return self._values.get((found[1].upper(), int(found[2])))

@@ -117,7 +117,7 @@ class GrowingCollection:
 
     def __init__(self, collection: Searchable, uploads: Uploads, open_index: Callable[[Path], Collection]) -> None:
         self.collection, self.uploads, self._open = collection, uploads, open_index
-        self._added: tuple[Path, Collection] | None = None
+        self._added: tuple[tuple[Path, int], Collection] | None = None
 
     async def search(self, question: str, access: Access | None, top_k: int | None = None) -> list[Passage]:
         """As a collection's."""
@@ -145,10 +145,12 @@ class GrowingCollection:
 
     def _now(self) -> Collection | None:
         while (index := self.uploads.index()) is not None:
-            if self._added is not None and self._added[0] == index:
-                return self._added[1]
             try:
-                self._added = index, self._open(index)
+                # Made anew, an index may have the name of one before.
+                known = index, index.stat().st_mtime_ns
+                if self._added is not None and self._added[0] == known:
+                    return self._added[1]
+                self._added = known, self._open(index)
             except FileNotFoundError:
                 # Two changes came meanwhile, and the index is gone.
                 if self.uploads.index() == index:

@@ -71,10 +71,16 @@ class Files:
             if sum(1 for _ in folder.glob("file-*")) >= self._most:
                 raise FilesFull(f"there are {self._most} files, which is the limit; delete some first")
             building = folder / f".{file.id}"
+            for left in folder.glob(".file-*"):  # of a process that was killed while it wrote
+                shutil.rmtree(left, ignore_errors=True)
             building.mkdir()
-            (building / _CONTENT).write_bytes(data)
-            _write(building, file)
-            building.rename(folder / file.id)
+            try:
+                (building / _CONTENT).write_bytes(data)
+                _write(building, file)
+                building.rename(folder / file.id)
+            except BaseException:
+                shutil.rmtree(building, ignore_errors=True)
+                raise
         return file
 
     def all(self, tenant: str) -> list[StoredFile]:

@@ -162,14 +162,12 @@ def load_reranker(path: str) -> BaseDocumentCompressor:
 def reranked(reranker: BaseDocumentCompressor, ranked: Sequence[Ranked], question: str) -> list[Ranked]:
     """Return what a reranker from outside leaves, in its order; its `relevance_score`, where it tells one, is the estimate."""
     by_id = {str(one.document.id): one for one in ranked}
-    left = reranker.compress_documents([one.document for one in ranked], question)
+    # Many make new documents of text and metadata, without an id.
+    told = [one.document.model_copy(update={"metadata": {**one.document.metadata, "id": name}}) for name, one in by_id.items()]
+    left = [(by_id[str(one.id or one.metadata.get("id"))], one) for one in reranker.compress_documents(told, question)]
     return [
-        replace(
-            by_id[str(document.id)],
-            order=-float(place),
-            relevance=document.metadata.get("relevance_score", by_id[str(document.id)].relevance),
-        )
-        for place, document in enumerate(left)
+        replace(known, order=-float(place), relevance=document.metadata.get("relevance_score", known.relevance))
+        for place, (known, document) in enumerate(left)
     ]
 
 

@@ -90,7 +90,12 @@ def _answering(
     return endpoint
 
 
+_YEAR_10000 = 253_402_300_800
+
+
 def _in_future(expires_at: float | None) -> None:
+    if expires_at is not None and expires_at >= _YEAR_10000:
+        raise InvalidRequest("expires_at: too far off; it is in seconds since 1970, not milliseconds", param="expires_at")
     if expires_at is not None and expires_at <= time.time():
         raise InvalidRequest("expires_at: not in the future; it is in seconds since 1970", param="expires_at")
 

@@ -241,12 +241,15 @@ async def _embeddings(parts: Parts, body: bytes, reply: _Reply) -> None:
 
 
 async def _search(parts: Parts, body: bytes, reply: _Reply) -> None:
-    await reply.whole(200, await documents.search(parts.pipeline, body, reply.caller))
+    record = Record("", id=reply.request_id)
+    await reply.whole(200, await documents.search(parts.pipeline, body, reply.caller, record), record.headers)
 
 
 async def _search_store(parts: Parts, body: bytes, reply: _Reply) -> None:
     kept = parts.cabinet.files if parts.cabinet else None
-    await reply.whole(200, await documents.search_store(parts.pipeline, reply.named["name"], body, reply.caller, kept))
+    record = Record("", id=reply.request_id)
+    found = await documents.search_store(parts.pipeline, reply.named["name"], body, reply.caller, kept, record)
+    await reply.whole(200, found, record.headers)
 
 
 async def _documents(parts: Parts, _body: bytes, reply: _Reply) -> None:

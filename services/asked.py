@@ -60,8 +60,8 @@ class Asked:
             by_name, attempted = self._order(payload)
             attempts = self._backends.attempts(told)
 
-            def ask(attempt: Attempted, _left: float | None) -> Awaitable[dict[str, Any]]:
-                return self._tried(attempt, by_name.get(attempt.name), path, payload)
+            def ask(attempt: Attempted, left: float | None) -> Awaitable[dict[str, Any]]:
+                return self._tried(attempt, by_name.get(attempt.name), path, payload, left)
 
             try:
                 answered, body = await attempts.answer(attempted, ask, Deadline(told.deadline_seconds))
@@ -81,8 +81,8 @@ class Asked:
             by_name, attempted = self._order(payload)
             attempts = self._backends.attempts(told)
 
-            def ask(attempt: Attempted, _left: float | None) -> AsyncGenerator[dict[str, Any]]:
-                return self._tried_stream(attempt, by_name.get(attempt.name), path, payload)
+            def ask(attempt: Attempted, left: float | None) -> AsyncGenerator[dict[str, Any]]:
+                return self._tried_stream(attempt, by_name.get(attempt.name), path, payload, left)
 
             try:
                 began = await attempts.stream(attempted, ask, Deadline(told.deadline_seconds), whole=False)
@@ -98,12 +98,14 @@ class Asked:
                         raise EngineUnavailable("What served this model was lost in mid-stream.") from error
                     raise
 
-    async def _tried(self, attempt: Attempted, target: Target | None, path: str, payload: dict[str, Any]) -> dict[str, Any]:
+    async def _tried(
+        self, attempt: Attempted, target: Target | None, path: str, payload: dict[str, Any], left: float | None
+    ) -> dict[str, Any]:
         if target is None:
             return self._spare(attempt.name, payload)
         flight = self._backends.knowledge.load(attempt.name).begin()
         try:
-            body = await self._complete(target, path, payload)
+            body = await self._complete(target, path, payload, left)
             flight.first_token()
             flight.end()
             return body
@@ -111,7 +113,7 @@ class Asked:
             flight.end(whole=False)
 
     async def _tried_stream(
-        self, attempt: Attempted, target: Target | None, path: str, payload: dict[str, Any]
+        self, attempt: Attempted, target: Target | None, path: str, payload: dict[str, Any], left: float | None
     ) -> AsyncGenerator[dict[str, Any]]:
         if target is None:
             for event in as_events(self._spare(attempt.name, payload), keep_usage=True):
@@ -119,7 +121,7 @@ class Asked:
             return
         flight = self._backends.knowledge.load(attempt.name).begin()
         try:
-            async with aclosing(_from_first_token(self._stream(target, path, payload))) as events:
+            async with aclosing(_from_first_token(self._stream(target, path, payload, left))) as events:
                 async for event in events:
                     flight.first_token()
                     yield event
@@ -127,15 +129,17 @@ class Asked:
         finally:
             flight.end(whole=False)
 
-    async def _complete(self, target: Target, path: str, payload: dict[str, Any]) -> dict[str, Any]:
-        async with self._backends.place(self._route.caller.tenant, target):
+    async def _complete(self, target: Target, path: str, payload: dict[str, Any], left: float | None = None) -> dict[str, Any]:
+        async with self._backends.place(self._route.caller.tenant, target, left):
             with self._calling(target, payload) as call:
                 body = await self._backends.server(target).complete(path, self._for(target, payload))
                 call.body(body)
             return self._shown(body)
 
-    async def _stream(self, target: Target, path: str, payload: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
-        async with self._backends.place(self._route.caller.tenant, target):
+    async def _stream(
+        self, target: Target, path: str, payload: dict[str, Any], left: float | None = None
+    ) -> AsyncGenerator[dict[str, Any]]:
+        async with self._backends.place(self._route.caller.tenant, target, left):
             with self._calling(target, payload) as call:
                 async with aclosing(self._backends.server(target).stream(path, self._for(target, payload))) as events:
                     async for event in events:

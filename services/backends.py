@@ -24,6 +24,10 @@ THEIRS = frozenset({401, 402, 403, 404, 408, 409, 425, 429})
 """Statuses of a server that say nothing about the request, but about our standing there."""
 
 
+QUEUED = 0.8
+"""Share of an attempt's time that it may wait for its turn."""
+
+
 class Server(Protocol):
     """What is needed of a server."""
 
@@ -83,13 +87,16 @@ class Backends:
         return self.own if target.upstream is None else self.upstreams[target.upstream]
 
     @asynccontextmanager
-    async def place(self, tenant: str, target: Target) -> AsyncGenerator[None]:
-        """Wait for a place at a target, where it is the box's own engine; raises Overloaded."""
+    async def place(self, tenant: str, target: Target, left: float | None = None) -> AsyncGenerator[None]:
+        """Wait for a place at a target, where it is the box's own engine; raises Overloaded.
+
+        With `left` seconds for the whole attempt a part of them is kept for the engine: a queue that is long is no fault of its.
+        """
         if self.admission is None or target.upstream is not None:
             yield
             return
         try:
-            async with self.admission.slot(tenant) as waited:
+            async with self.admission.slot(tenant, left and QUEUED * left) as waited:
                 self.telemetry.waited(waited)
                 yield
         except NoPlace as error:

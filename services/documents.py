@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rag.access import Access
@@ -25,23 +27,29 @@ if TYPE_CHECKING:
     from services.caller import Caller
     from services.pipeline import Pipeline
     from services.routing import Route
+    from services.telemetry import Record
 
 
-async def search(pipeline: Pipeline, body: bytes, caller: Caller) -> dict[str, Any]:
-    """Return the passages that a route's collection holds about a query, best first; raises EkibenError."""
+async def search(pipeline: Pipeline, body: bytes, caller: Caller, blank: Record | None = None) -> dict[str, Any]:
+    """Return the passages that a route's collection holds about a query, best first; raises EkibenError.
+
+    `blank` is filled on the way, as a pipeline's.
+    """
     request = parse(SearchRequest, body)
     route = pipeline.route(request, caller)
-    found = await _found(pipeline, request, route)
+    found = await _found(pipeline, request, route, blank)
     data = [{"number": number, **_told(passage)} for number, passage in enumerate(found, start=1)]
     about = {name: version for name, version in route.versions().items() if version is not None}
     return {"object": "list", "model": route.name, "data": data, "ekiben": about}
 
 
-async def search_store(pipeline: Pipeline, name: str, body: bytes, caller: Caller, files: Files | None = None) -> dict[str, Any]:
+async def search_store(
+    pipeline: Pipeline, name: str, body: bytes, caller: Caller, files: Files | None = None, blank: Record | None = None
+) -> dict[str, Any]:
     """Return a page of OpenAI's vector store search, in which `files` are named as they were handed in; raises EkibenError."""
     asked = parse(VectorStoreSearchRequest, body)
     request = SearchRequest(model=store(pipeline, name, caller).name, query=asked.query, top_k=asked.max_num_results)
-    found = await _found(pipeline, request, pipeline.route(request, caller))
+    found = await _found(pipeline, request, pipeline.route(request, caller), blank)
     named = await asyncio.to_thread(_names, found, caller.tenant, files) if files else {}
     data = [
         {
@@ -74,6 +82,10 @@ async def add(pipeline: Pipeline, desks: Mapping[str, Desk], body: bytes, caller
     uploads = [_upload(document, caller.tenant) for document in request.documents]
     if len({upload.id for upload in uploads}) < len(uploads):
         raise InvalidRequest("Two documents have the same id.", param="documents", code="invalid_value")
+    access, asked = Access(caller.tenant, caller.roles), {upload.id for upload in uploads}
+    for one in await asyncio.to_thread(desk.uploads.all):
+        if one.tenant == caller.tenant and one.id in asked and not access.allows(one.tenant, frozenset(one.labels)):
+            raise Forbidden(f"There is a document {one.id!r} that you may not replace.", param="documents")
     change = await changed(desk.uploads.put, uploads)
     became = {
         **dict.fromkeys(change.added, "added"), **dict.fromkeys(change.replaced, "replaced"),
@@ -122,13 +134,15 @@ async def remove(pipeline: Pipeline, desks: Mapping[str, Desk], name: str, ident
     return {"id": identity, "object": "document.deleted", "deleted": True}
 
 
+# Apart from the threads in which guards look: a change may wait a minute for another.
+_CHANGES = ThreadPoolExecutor(2, thread_name_prefix="documents")
 _Result = TypeVar("_Result")
 
 
 async def changed(function: Callable[..., _Result], *args: object) -> _Result:
     """Change the documents of a desk; raises EkibenError, and then all is as before."""
     try:
-        return await asyncio.to_thread(function, *args)
+        return await asyncio.get_running_loop().run_in_executor(_CHANGES, partial(function, *args))
     except UnusableIndex:
         message = "Nothing of the documents may be in the index, by the collection's policy."
         raise InvalidRequest(message, param="documents") from None
@@ -193,8 +207,8 @@ def _upload(document: NewDocument, tenant: str) -> Upload:
     return Upload(document.id, tenant, document.text, document.title, labels, document.language, document.date)
 
 
-async def _found(pipeline: Pipeline, request: SearchRequest, route: Route) -> list[Passage]:
-    found = await pipeline.search(request, route)
+async def _found(pipeline: Pipeline, request: SearchRequest, route: Route, blank: Record | None) -> list[Passage]:
+    found = await pipeline.search(request, route, blank)
     # Who found which documents, for the audit; never what was asked or read.
     log.info(
         "documents searched", route=route.name, index=route.index, tenant=route.caller.tenant, roles=sorted(route.caller.roles),

@@ -27,13 +27,16 @@ class EngineClient:
     `key` is sent as a bearer token; `health` is the path that answers 2xx while the server is well, which it is without one.
     """
 
-    def __init__(self, base_url: str, *, key: str | None = None, health: str | None = "/health") -> None:
+    def __init__(
+        self, base_url: str, *, key: str | None = None, health: str | None = "/health", silence: float | None = None
+    ) -> None:
+        self._silence = silence
         self._base_url, self._key, self._health = base_url.rstrip("/"), key, health
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
         # No total time-out: a stream lasts as long as it lasts, and the caller's leaving ends it.
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=self._silence)
         headers = {"authorization": f"Bearer {self._key}"} if self._key else None
         self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0), headers=headers)
         return self
@@ -49,7 +52,9 @@ class EngineClient:
                 body = await response.json()
             except (aiohttp.ClientError, ValueError) as error:
                 raise EngineUnavailable("The engine was lost before it had answered.") from error
-            return _checked(body)
+            if _checked(body).get("error"):
+                raise _refusal(body, 500)  # some say it with a 200
+            return body
 
     async def stream(self, path: str, payload: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         """Yield the engine's events; raises EngineRefused or EngineUnavailable, also in mid-stream."""

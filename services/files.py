@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -161,6 +162,8 @@ async def _attach(asked: Asked) -> dict[str, Any]:
     labels = request.attributes.labelled
     check_labels(labels, asked.caller, "attributes")
     file = await _mine(asked, request.file_id, "file_id")
+    if not all(asked.may_find(one) for one in file.attached.values()):
+        raise Forbidden(f"{file.id} is attached with labels that are none of your roles, and was not attached anew.")
     failed = None
     try:
         upload = await _read(asked, file, request, labels)
@@ -182,6 +185,10 @@ async def _attach(asked: Asked) -> dict[str, Any]:
     return _attached(file, attachment, route)
 
 
+# A reader works on when its caller has left; his place is taken until it ends.
+_READERS = ThreadPoolExecutor(READ_AT_ONCE, thread_name_prefix="reading")
+
+
 async def _read(asked: Asked, file: StoredFile, request: VectorStoreFileRequest, labels: tuple[str, ...]) -> Upload:
     """Return a file as a document; raises Unreadable."""
     if _kind(file) not in READERS:
@@ -191,7 +198,7 @@ async def _read(asked: Asked, file: StoredFile, request: VectorStoreFileRequest,
             data = await asyncio.to_thread(asked.open.files.content, file)
         except FileNotFoundError:
             raise _unknown(file.id, "file_id") from None
-        reading = await asyncio.to_thread(read_apart, data, _kind(file))
+        reading = await asyncio.get_running_loop().run_in_executor(_READERS, read_apart, data, _kind(file))
     if sum(len(block.text) for section in reading.sections for block in section.blocks) > LONGEST_DOCUMENT:
         raise Unreadable(f"over {LONGEST_DOCUMENT} characters; split it")
     given = request.attributes

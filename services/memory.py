@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cache.key import Scope, divide
 from services.answer import new_id
 from services.asked import SPARES
+from services.errors import RetrievalUnavailable
 from services.protocol import ChatRequest, CompletionRequest
 
 if TYPE_CHECKING:
@@ -54,14 +55,16 @@ async def remembered(
 
     Of identical requests at once one is answered, and the others wait for it.
     """
-    if answers is None or route.cache is None or record.findings or not repeatable(request, payload, route.cache):
+    # Questions that differ in what was hidden of them look the same here.
+    hidden = record.guard is not None and not record.guard.vault.empty
+    if answers is None or route.cache is None or record.findings or hidden or not repeatable(request, payload, route.cache):
         yield Memory()
         return
     context, question = divide(payload["messages"])
     scope = Scope(
         tenant=route.caller.tenant, labels=route.caller.roles, versions=route.versions(),
         parameters={name: value for name, value in payload.items() if name not in _NO_MATTER}, context=context,
-        documents=await asyncio.to_thread(collection.version) if collection else None,
+        documents=await _version(collection) if collection else None,
     )  # fmt: skip
     if record.fresh:
         record.headers[HEADER] = "bypass"
@@ -76,6 +79,13 @@ async def remembered(
             flight.put,
             given_again(flight.spare, "stale") if flight.spare else None,
         )
+
+
+async def _version(collection: Searchable) -> str | None:
+    try:
+        return await asyncio.to_thread(collection.version)
+    except Exception as error:
+        raise RetrievalUnavailable("The documents could not be searched; try again.") from error
 
 
 def repeatable(request: ChatRequest | CompletionRequest, payload: Mapping[str, Any], cache: AnswerCache) -> bool:

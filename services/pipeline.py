@@ -154,7 +154,7 @@ class Pipeline:
         engine: Engine,
     ) -> AsyncGenerator[dict[str, Any]]:
         """Yield the engine's events as the caller may see them."""
-        answer = AnswerGuard(route, guard, prepared.context, choices=request.n or 1)
+        answer = AnswerGuard(route, guard, prepared.context, choices=request.answers)
         async with aclosing(self._engine_events(engine, prepared)) as events:
             async for event in events:
                 record.first_token()
@@ -220,6 +220,8 @@ class Pipeline:
         """Keep the question and the answer for the audit trail, as the guards let them through, where it has them."""
         if self.accounting is not None and self.accounting.texts != "none":
             said = "\n".join(text_of(choice) for choice in body.get("choices", ()))
+            if record.guard is not None:
+                said = record.guard.vault.hidden(said)
             record.texts = {"question": question, "answer": said}
 
     def _guard(self, route: Route, record: Record) -> Guard:
@@ -236,7 +238,7 @@ class Pipeline:
             body = prepared.ready or await engine.complete(prepared.path, prepared.payload)
             if record.target in SPARES:
                 return body
-            answer = AnswerGuard(route, guard, prepared.context, choices=request.n or 1)
+            answer = AnswerGuard(route, guard, prepared.context, choices=request.answers)
             try:
                 with _failing_closed():
                     shown = await _look(guard, partial(answer.whole, body))

@@ -129,7 +129,7 @@ def estimated(request: ChatRequest | CompletionRequest | SearchRequest, route: R
         tokens = math.ceil(sum(message.characters for message in request.messages) / CHARACTERS_PER_TOKEN)
     else:
         tokens = prompt_tokens({"prompt": request.prompt})
-    return tokens, (capped(request, route) or ANSWER_TOKENS) * (request.n or 1)
+    return tokens, (capped(request, route) or ANSWER_TOKENS) * request.answers
 
 
 def capped(request: ChatRequest | CompletionRequest, route: Route) -> int | None:

@@ -101,6 +101,11 @@ class _Request(SamplingParameters):
             raise ValueError(msg)
         return self
 
+    @property
+    def answers(self) -> int:
+        """How many answers are asked for."""
+        return self.n or 1
+
     def payload(self, defaults: SamplingParameters) -> dict[str, Any]:
         """Return what goes to the engine: the request's own values over the route's defaults."""
         return defaults.model_dump(exclude_none=True) | self.model_dump(exclude_none=True, exclude={"model"})
@@ -130,11 +135,22 @@ class ChatRequest(_Request):
 class CompletionRequest(_Request):
     """POST /v1/completions."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=64)] | list[int] | list[list[int]]
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=64)]
+        | list[int]
+        | Annotated[list[list[int]], Field(min_length=1, max_length=64)]
+    )
     logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: bool | None = None
     suffix: str | None = None
     response_format: dict[str, Any] | None = None
+
+    @property
+    def answers(self) -> int:
+        """How many answers are asked for: `n` to each prompt."""
+        several = isinstance(self.prompt, list) and bool(self.prompt) and not isinstance(self.prompt[0], int)
+        return (len(self.prompt) if several else 1) * (self.n or 1)
 
 
 class EmbeddingRequest(BaseModel):

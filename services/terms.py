@@ -144,7 +144,9 @@ class Targets(Strict):
         default=(), description="complexity: from which estimate (0 to 1) on the next target is asked, one fewer than targets"
     )
     latency_seconds: float | None = Field(default=None, gt=0, description="cheapest: time to the first token that is still good")
-    deadline_seconds: float = Field(default=120, gt=0, le=3600, description="to the first token, over all attempts")
+    deadline_seconds: float = Field(
+        default=120, gt=0, le=3600, description="over all attempts: to the first token of a stream, to the end of a whole answer"
+    )
     patience_seconds: float | None = Field(
         default=None,
         gt=0,

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from services.bundle import Bundle
     from services.terms import AnswerCache
 
+SILENCE_SECONDS = 600
+"""An upstream that says nothing for so long in mid-stream is lost: nobody else would notice."""
+
 
 class MissingVariable(RuntimeError):
     """The bundle names a variable of the environment that is not set."""
@@ -118,7 +121,9 @@ async def open_backends(bundle: Bundle, engine: EngineClient, telemetry: Telemet
     async with AsyncExitStack() as stack:
         upstreams: dict[str, EngineClient] = {}
         for name, told in bundle.upstreams.items():
-            client = EngineClient(told.url, key=filled(told.key) if told.key else None, health=told.health)
+            client = EngineClient(
+                told.url, key=filled(told.key) if told.key else None, health=told.health, silence=SILENCE_SECONDS
+            )
             upstreams[name] = await stack.enter_async_context(client)
         backends = Backends(engine, telemetry, upstreams, admission, hardness)
         await stack.enter_async_context(backends.watched())

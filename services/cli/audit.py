@@ -180,6 +180,15 @@ def audit_prune(
 
 
 def _folder(folder: Path | None, bundle: Path | None) -> Path:
+    where = _named(folder, bundle)
+    try:
+        next(where.iterdir(), None)  # glob keeps silent about what may not be read
+    except OSError as error:
+        fail(f"the trail cannot be read: {error}")
+    return where
+
+
+def _named(folder: Path | None, bundle: Path | None) -> Path:
     if folder is not None:
         if not folder.is_dir():
             fail(f"there is no folder {folder}")

@@ -66,7 +66,12 @@ def cache_train(
     from cache.train import train, write
     from rag.embedding import MultilingualE5
 
-    sources = {file.name.removesuffix(".gz").removesuffix(".jsonl"): _measured(file, workers) for file in files}
+    names = [file.name.removesuffix(".gz").removesuffix(".jsonl") for file in files]
+    if len(set(names)) < len(names):
+        fail("two of the files have the same name, by which figures are told; rename one")
+    if write_to is not None and not write_to.parent.is_dir():
+        fail(f"--write: there is no folder {write_to.parent}")
+    sources = {name: _measured(file, workers) for name, file in zip(names, files, strict=True)}
     try:
         made, figures = train(sources, MultilingualE5.name)
     except ValueError as error:

@@ -19,8 +19,8 @@ from rag.embedding import MultilingualE5
 from rag.index import Recipe, build_index
 from rag.survey import Place
 from services.api import EmbeddingModel, Parts, create_app
+from services.auth import Auth
 from services.bundle import load_bundle
-from services.caller import CallerHeaders
 from services.cli import app
 from services.lock import Lock
 from services.pipeline import Pipeline
@@ -108,7 +108,7 @@ def url(tmp_path_factory):
 
     @asynccontextmanager
     async def compose():
-        yield Parts(pipeline, EmbeddingModel("e5", 384, None), 100_000, slots=Adapters(), callers=CallerHeaders(), desks={})
+        yield Parts(pipeline, EmbeddingModel("e5", 384, None), 100_000, slots=Adapters(), auth=Auth(anonymous=True))
 
     server = uvicorn.Server(uvicorn.Config(create_app(compose), host="127.0.0.1", port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
