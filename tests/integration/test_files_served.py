@@ -279,6 +279,19 @@ async def test_within_a_tenant_roles_count(box):
     assert box.shelf.all() == []
 
 
+async def test_labels_are_lifted_by_who_has_them_alone(box):
+    """A writer without a label does not attach such a file anew, and so never reads it."""
+    both = {"x-tenant": "acme", "x-roles": "hr,board"}
+    file = await box.client(both).files.create(file=("a.md", b"Parking costs 7777 francs."), purpose="assistants")
+    await box.client(both).vector_stores.files.create(vector_store_id="ask", file_id=file.id, attributes={"labels": "hr"})
+
+    assert (await box.client(BOARD).files.retrieve(file.id)).filename == "a.md"
+    with pytest.raises(openai.PermissionDeniedError):
+        await box.client(BOARD).vector_stores.files.create(vector_store_id="ask", file_id=file.id)
+    assert "a.md" not in await box.found("parking", BOARD)
+    assert "a.md" in await box.found("parking", both)
+
+
 async def test_removed_as_a_document_it_is_attached_no_more(box):
     client = box.client(HR)
     file = await client.files.create(file=("a.md", b"Parking costs 7777 francs."), purpose="assistants")

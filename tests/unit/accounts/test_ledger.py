@@ -194,6 +194,23 @@ async def test_what_is_written_counts_once(world):
     assert caught.value.spent == 100
 
 
+async def test_what_costs_nothing_leaves_the_books_of_what_does_in_order(world):
+    """A batch of a tenant with a route that costs and one that does not; and a free request while another is sent."""
+    ledger, budgets = world.ledger(stale_seconds=-1), {ACME: Budget(day=100)}
+    ledger.record(cost(60))
+    ledger.record(cost(0, route="free"))
+    await ledger.flush()
+    ledger.record(cost(0, key="k2", route="free"))
+    ledger.record(cost(0, route="free"))
+    await ledger.flush()
+
+    (await ledger.reserve(budgets, 40)).release()
+    with pytest.raises(BudgetExceeded) as caught:
+        await ledger.reserve(budgets, 41)
+    assert caught.value.spent == 60
+    assert world.troubles == []
+
+
 async def test_a_batch_that_is_sent_again_counts_once(world):
     rows = {Account("2026-03-31", "acme", "k1", "handbook"): Sums(requests=1, micros=7)}
     for _ in range(3):

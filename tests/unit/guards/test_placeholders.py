@@ -154,3 +154,12 @@ def test_an_echoing_model_gives_the_text_back(text, cuts):
 
     assert "example" not in sent
     assert answer(guard, *(sent[a:b] for a, b in itertools.pairwise(marks))) == text
+
+
+def test_values_that_were_put_back_can_be_hidden_again():
+    guard = make(input=[HIDE])
+    guard.check_text("Mail anna@example.com, and not [EMAIL_ADDRESS_7].")
+
+    assert guard.vault.hidden("I mailed anna@example.com.") == "I mailed [EMAIL_ADDRESS_1]."
+    assert not guard.vault.empty
+    assert make(input=[HIDE]).vault.empty

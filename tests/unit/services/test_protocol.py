@@ -104,3 +104,10 @@ def test_embeddings_need_text():
 
 def test_frames_are_utf8():
     assert frame({"a": "火车"}) == 'data: {"a":"火车"}\n\n'.encode()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "n", "answers"), [("a", None, 1), ("a", 3, 3), (["a", "b"], 2, 4), ([1, 2, 3], None, 1), ([[1], [2, 3]], None, 2)]
+)
+def test_a_completion_has_answers_to_each_prompt(prompt, n, answers):
+    assert CompletionRequest(model="m", prompt=prompt, n=n).answers == answers
