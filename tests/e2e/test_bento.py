@@ -54,11 +54,11 @@ def test_building_again_finds_the_same_version_and_does_nothing(home, version, e
 def test_nothing_leaks_in(bento):
     packed = [p.relative_to(bento / "src") for p in (bento / "src").rglob("*") if p.is_file()]
     whitelist = {"bundle.yaml", "bundle.lock", "bentofile.yaml", "uv.toml", "requirements"}
-    whitelist |= {"services", "models", "adapters", "guards", "prompts", "rag"}
+    whitelist |= {"services", "models", "adapters", "guards", "prompts", "rag", "accounts", "cache", "targets"}
 
     assert {p.parts[0] for p in packed} == whitelist
     assert {p.suffix for p in packed} == {".py", ".yaml", ".lock", ".txt", ".toml", ".npz"}
-    assert [p.as_posix() for p in packed if p.suffix == ".npz"] == ["guards/classifier/weights.npz"]
+    assert {p.as_posix() for p in packed if p.suffix == ".npz"} == {"guards/classifier/weights.npz", "targets/complexity.npz"}
     assert not any(part.startswith(".") or part == "__pycache__" for p in packed for part in p.parts)
     assert not any(b"do-not-pack" in p.read_bytes() for p in bento.rglob("*") if p.is_file())
     assert not any(str(ROOT).encode() in p.read_bytes() for p in (bento / "src").rglob("*") if p.is_file())
