@@ -102,7 +102,7 @@ def test_two_processes_spend_on_one_database_and_the_totals_are_exact(tmp_path, 
         async with open_database(url) as engine:
             return await usage(engine, ["key"])
 
-    rows = asyncio.run(totals())
+    rows = [row for row in asyncio.run(totals()) if row["key"].startswith("k")]  # other tests use the server too
 
     assert {row["key"]: row["micros"] for row in rows} == {f"k{k}": 2 * sum(range(k, count, 3)) for k in range(3)}
     assert sum(row["requests"] for row in rows) == 2 * count
