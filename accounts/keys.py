@@ -23,6 +23,8 @@ from accounts.database import metadata, reached
 _ID = "[0-9a-f]{16}"
 _SECRET = re.compile(rf"ek_({_ID})_[A-Za-z0-9_-]{{43}}")
 _SHOWN = re.compile(rf"(?:ek_)?({_ID})")
+YEAR_10000 = 253_402_300_800
+"""In seconds since 1970: from then on no calendar of Python's has a date."""
 _NOBODY = "0" * 64
 """Compared with where there is no key of an id: no SHA-256 that anybody knows a text for."""
 

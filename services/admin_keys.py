@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from accounts.database import DatabaseUnavailable
-from accounts.keys import Key, KeyEnded, Made, NewKey, NoSuchKey
+from accounts.keys import YEAR_10000, Key, KeyEnded, Made, NewKey, NoSuchKey
 from services.admin import authorized, parsed, refused
 from services.errors import EkibenError, InvalidRequest, KeyRefused, KeysUnavailable, UnknownKey
 from services.telemetry import log
@@ -90,11 +90,8 @@ def _answering(
     return endpoint
 
 
-_YEAR_10000 = 253_402_300_800
-
-
 def _in_future(expires_at: float | None) -> None:
-    if expires_at is not None and expires_at >= _YEAR_10000:
+    if expires_at is not None and expires_at >= YEAR_10000:
         raise InvalidRequest("expires_at: too far off; it is in seconds since 1970, not milliseconds", param="expires_at")
     if expires_at is not None and expires_at <= time.time():
         raise InvalidRequest("expires_at: not in the future; it is in seconds since 1970", param="expires_at")

@@ -37,8 +37,8 @@ SILENCE_SECONDS = 600
 """An upstream that says nothing for so long in mid-stream is lost: nobody else would notice."""
 
 
-class MissingVariable(RuntimeError):
-    """The bundle names a variable of the environment that is not set."""
+class MissingVariable(ValueError):
+    """The bundle needs a variable of the environment that is not set."""
 
 
 def filled(text: str) -> str:
@@ -57,9 +57,9 @@ def filled(text: str) -> str:
 async def open_accounting(
     bundle: Bundle, settings: Settings, telemetry: Telemetry, database: Database
 ) -> AsyncGenerator[Accounting]:
-    """Yield the limits, budgets and the trail of a box; raises AuditFailed and ValueError."""
+    """Yield the limits, budgets and the trail of a box; raises AuditFailed, MissingVariable and ValueError."""
     if bundle.audit.enabled and bundle.audit.texts == "encrypted" and settings.audit_text_key is None:
-        raise ValueError(
+        raise MissingVariable(
             "bundle.yaml keeps encrypted texts in the audit trail: set EKIBEN_AUDIT_TEXT_KEY, or audit.texts to none"
         )
     redis = settings.redis_url.get_secret_value() if settings.redis_url else None

@@ -166,15 +166,14 @@ def _later(text: str | None) -> float | None:
     return time.time() + seconds
 
 
-_YEAR_10000 = 253_402_300_800
-
-
 def _number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.6f}".rstrip("0").rstrip(".")
 
 
 def _date(seconds: float) -> str:
-    if seconds >= _YEAR_10000:
+    from accounts.keys import YEAR_10000
+
+    if seconds >= YEAR_10000:
         return "after the year 9999"
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%MZ")
 
