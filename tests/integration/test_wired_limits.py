@@ -68,6 +68,18 @@ async def test_limits_of_a_key_stand_beside_its_tenants(box):
     assert (await box.post(model="other", key=await box.key(tenant="rich"))).status_code == 200
 
 
+async def test_vectors_take_requests_and_tokens_of_tenant_and_key(box):
+    """The stand-in counts a character as a token."""
+    asked = {"json": {"model": "e5", "input": ["a" * 300, "b" * 300]}, "headers": {"x-tenant": "rich"}}
+    answers = [await box.http.post(f"{box.url}/v1/embeddings", **asked) for _ in range(3)]
+
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert box.spent("tenant:rich")[1] == 1200
+    key = await box.key(tenant="other", requests_per_minute=1)
+    sent = {"json": {"model": "e5", "input": "a"}, "headers": {"authorization": f"Bearer {key}"}}
+    assert [(await box.http.post(f"{box.url}/v1/embeddings", **sent)).status_code for _ in range(2)] == [200, 429]
+
+
 async def test_requests_at_once(box, engine):
     engine.delay = 0.3
     first = asyncio.create_task(box.post(model="other", tenant="narrow"))
