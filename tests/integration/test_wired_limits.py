@@ -238,7 +238,7 @@ async def test_a_budget_is_told_at_its_soft_share_and_stops_when_it_is_spent(tmp
         assert answer.headers["x-should-retry"] == "false"
         assert (await box.post(tenant="others")).status_code == 200
         assert [line.get("micros", 0) for line in box.lines()] == [210] * 4 + [0, 210]
-        assert box.metric("llm_cost_total", model="chat") == pytest.approx(5 * 210e-6)
+        assert box.metric("llm_cost_currency_total", model="chat") == pytest.approx(5 * 210e-6)
         await until(lambda: posted)
         await asyncio.sleep(0.6)  # two turns of the ledger: it is told once
         assert [(one["kind"], one["name"], one["level"]) for one in posted] == [("tenant", tenant, "soft")]
