@@ -206,6 +206,21 @@ class Asked:
             self._backends.knowledge.sent(self._route, answered.name, payload)
 
 
+class Aside:
+    """The own engine, asked on the way of a request for a verdict or other words: in its turn, and at the request's cost."""
+
+    def __init__(self, backends: Backends, route: Route, record: Record) -> None:
+        self._backends, self._route, self._record = backends, route, record
+
+    async def complete(self, path: str, payload: dict[str, Any]) -> dict[str, Any]:
+        """Return the whole answer; raises EkibenError."""
+        async with self._backends.place(self._route.caller.tenant, _OWN):
+            call = self._record.begin(payload)
+            body = await self._backends.own.complete(path, payload)
+            call.body(body)
+            return body
+
+
 async def _from_first_token(events: AsyncGenerator[dict[str, Any]]) -> AsyncGenerator[dict[str, Any]]:
     """Yield events once one of them says something: servers send a role at once and the first word when they have it."""
     held: list[dict[str, Any]] = []

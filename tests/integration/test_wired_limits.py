@@ -80,6 +80,28 @@ async def test_vectors_take_requests_and_tokens_of_tenant_and_key(box):
     assert [(await box.http.post(f"{box.url}/v1/embeddings", **sent)).status_code for _ in range(2)] == [200, 429]
 
 
+async def test_a_judge_waits_its_turn_and_its_tokens_are_the_requests(tmp_path, engine):
+    judged = "input: [{detector: judge, question: injection, action: block}]\n"
+    routes = """
+queue: {capacity: 1}
+tenants: {acme: {limits: {tokens_per_minute: 1000}}}
+routes: {chat: {prompt: plain, policy: judged, parameters: {max_tokens: 50}}}
+policies: {judged: {path: judged.yaml}}
+"""
+    folder = written(tmp_path, routes, **{"judged.yaml": judged})
+    bundle = folder / "bundle.yaml"
+    bundle.write_text(bundle.read_text().replace("policies: {open: {path: open.yaml}, safe: {path: safe.yaml}}\n", ""))
+    engine.pieces = ['{"attack": 0.1}']
+    async with serving(folder, engine.url) as box:
+        engine.delay = 0.05
+        answers = await asyncio.gather(*(box.post() for _ in range(3)))
+
+        assert [answer.status_code for answer in answers] == [200] * 3
+        assert (len(engine.asked), engine.most_running) == (6, 1)
+        assert box.spent("tenant:acme") == (0, 3 * 2 * 10, 0)
+        assert answers[0].json()["usage"]["total_tokens"] == 10  # of the answer
+
+
 async def test_requests_at_once(box, engine):
     engine.delay = 0.3
     first = asyncio.create_task(box.post(model="other", tenant="narrow"))
