@@ -8,7 +8,7 @@ Embedder batches adaptively: it is a model that takes one item and gives one ans
 from __future__ import annotations
 
 import asyncio
-import os  # noqa: TID251  to end a process that cannot start
+import os  # noqa: TID251  to end a process that cannot start, and to hand the engine its key
 import secrets
 import threading
 import time
@@ -48,18 +48,11 @@ from services.bundle import Uploads as UploadSettings
 from services.caller import CallerHeaders
 from services.child import end_group
 from services.documents import Desk
-from services.engine import (
-    command,
-    find_device,
-    free_memory_bytes,
-    missing_libraries,
-    vllm_arguments,
-    vllm_environment,
-)
+from services.engine import command
 from services.engine_client import EngineClient, EngineWatch
 from services.files import Cabinet
 from services.indexes import open_collection, open_index
-from services.layout import this_machine
+from services.launch import engine_launch
 from services.lock import LockError, read_lock
 from services.pipeline import Pipeline
 from services.policies import Policies
@@ -68,7 +61,6 @@ from services.settings import SettingsError, load_settings
 from services.slots import Shelf, Slots
 from services.store import is_stored, stored_path
 from services.telemetry import Telemetry, configure_logs, log, merge_metrics
-from services.tuning import layout_here
 from services.wiring import MissingVariable, open_accounting, open_backends, open_caches
 
 try:
@@ -96,19 +88,11 @@ class Engine:
 
     def __command__(self) -> list[str]:
         """Return vLLM's command line, and watch the child from now on."""
-        device = find_device(settings)
-        if message := missing_libraries(device):
-            raise RuntimeError(message)
-        adapters = {f"{name}@{tag.rpartition(':')[2]}": stored_path(tag) for name, tag in lock.adapters.items()}
-        bundle, machine = _loaded().bundle, this_machine()
-        layout = layout_here(bundle, lock.model, machine, settings.cache_dir, lora=bool(adapters))
-        arguments = vllm_arguments(
-            bundle, model=stored_path(lock.model), adapters=adapters, device=device,
-            port=settings.engine_port, free_bytes=free_memory_bytes(), layout=layout,
-            draft=stored_path(lock.draft) if lock.draft else None,
-        )  # fmt: skip
+        launch = engine_launch(settings, lock)
+        if settings.engine_token:
+            os.environ["VLLM_API_KEY"] = settings.engine_token  # the child's too; everybody may read a command line
         threading.Thread(target=_end_with_child, name="engine-watch", daemon=True).start()
-        return command(arguments, vllm_environment(device, machine.cores, layout))
+        return command(launch.arguments, launch.environment)
 
 
 def _end_with_child() -> None:
