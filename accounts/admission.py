@@ -51,6 +51,8 @@ class Admission:
         self._turns = 0
         self._running = 0
         self._waiting = 0
+        self._limits: dict[asyncio.Timeout, tuple[float, float]] = {}  # since when each waits, and how long it may
+        self._longer = 0.0
         self._freed_at: float | None = None
         self._between = 1.0
 
@@ -63,6 +65,20 @@ class Admission:
     def waiting(self) -> int:
         """Requests in the queue."""
         return self._waiting
+
+    def prolong(self, seconds: float) -> None:
+        """Let everybody wait so much longer, while the engine starts; at 0 nobody has waited longer than since now."""
+        self._longer = seconds
+        for limit, (began, patience) in self._limits.items():
+            if not limit.expired():
+                limit.reschedule(self._end(began, patience, limit))
+
+    def _end(self, began: float, patience: float, limit: asyncio.Timeout) -> float:
+        if self._longer:
+            return began + patience + self._longer
+        # What it waited for the engine to start is not to be counted; of what it was given for that nothing is added.
+        end = asyncio.get_running_loop().time() + patience
+        return end if (before := limit.when()) is None else min(end, before)
 
     @asynccontextmanager
     async def slot(self, tenant: str, at_most: float | None = None) -> AsyncGenerator[float]:
@@ -85,9 +101,14 @@ class Admission:
             self._turns = self._weight(tenant)
         self._queues.setdefault(tenant, deque()).append(turn)
         self._waiting += 1
+        patience = self.deadline_seconds if at_most is None else min(at_most, self.deadline_seconds)
         try:
-            async with asyncio.timeout(self.deadline_seconds if at_most is None else min(at_most, self.deadline_seconds)):
-                await turn
+            async with asyncio.timeout(patience + self._longer) as limit:
+                self._limits[limit] = asyncio.get_running_loop().time(), patience
+                try:
+                    await turn
+                finally:
+                    del self._limits[limit]
         except TimeoutError:
             if turn.cancelled():
                 self._drop(tenant, turn)

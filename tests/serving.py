@@ -25,7 +25,6 @@ from services.api import EmbeddingModel, Parts, create_app
 from services.auth import Auth
 from services.bundle import load_bundle
 from services.caller import CallerHeaders
-from services.engine_client import EngineClient
 from services.lock import Lock
 from services.pipeline import Pipeline
 from services.policies import Policies
@@ -33,7 +32,7 @@ from services.routing import Routes
 from services.settings import Settings
 from services.slots import Served
 from services.telemetry import Telemetry
-from services.wiring import open_accounting, open_backends, open_caches
+from services.wiring import engine_client, open_accounting, open_backends, open_caches, own_engine
 
 BUNDLE = """
 name: box
@@ -231,10 +230,10 @@ async def composed(folder, engine_url, settings, registry, *, collections=None, 
     bundle, telemetry, adapters = loaded.bundle, Telemetry(registry), NoAdapters()
     lock = Lock(name="box", model="tiny:1", indexes=dict.fromkeys(bundle.collections, "box-index:1"))
     async with (
-        EngineClient(engine_url) as engine,
+        engine_client(settings.model_copy(update={"engine_url": engine_url})) as client,
         aclosing(Database(settings.database)) as database,
         open_accounting(bundle, settings, telemetry, database) as accounting,
-        open_backends(bundle, engine, telemetry) as backends,
+        open_backends(bundle, engine := own_engine(client, adapters, settings), telemetry) as backends,
         open_caches(bundle, settings, telemetry, partial(vector or embed, kind="query")) as caches,
     ):
 
@@ -248,7 +247,10 @@ async def composed(folder, engine_url, settings, registry, *, collections=None, 
         )  # fmt: skip
         routes, detectors = Routes(loaded, lock, adapters, Policies(loaded, Detectors())), Detectors()
         pipeline = Pipeline(routes, engine, telemetry, collections or {}, detectors, accounting, backends, caches)
-        yield Parts(pipeline, EmbeddingModel("e5", 2, embed), 100_000, slots=adapters, auth=auth, desks=desks or {})
+        yield Parts(
+            pipeline, EmbeddingModel("e5", 2, embed), 100_000, slots=adapters, auth=auth, desks=desks or {},
+            keepalive_seconds=settings.keepalive_seconds,
+        )  # fmt: skip
 
 
 @asynccontextmanager
