@@ -138,6 +138,13 @@ async def test_what_stands_before_it_may_be_away_for_a_moment(tmp_path, far):
             assert (await asked).status_code == 200
 
 
+async def test_the_key_of_the_engine_is_sent_and_the_callers_is_not(opened, sleeper):
+    async with opened(engine_key="a-key-of-the-engine-0123") as box:
+        await box.post()
+
+    assert sleeper.auth == ["Bearer a-key-of-the-engine-0123"]
+
+
 # It is not dead while it starts
 
 
