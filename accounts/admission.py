@@ -52,7 +52,7 @@ class Admission:
         self._running = 0
         self._waiting = 0
         self._limits: dict[asyncio.Timeout, tuple[float, float]] = {}  # since when each waits, and how long it may
-        self._longer = 0.0
+        self._longer = self._prolonged_at = 0.0
         self._freed_at: float | None = None
         self._between = 1.0
 
@@ -67,18 +67,19 @@ class Admission:
         return self._waiting
 
     def prolong(self, seconds: float) -> None:
-        """Let everybody wait so much longer, while the engine starts; at 0 nobody has waited longer than since now."""
+        """Let everybody wait so much longer, while the engine starts; with 0, that time is not counted from now on."""
+        now = asyncio.get_running_loop().time()
+        if self._longer and not seconds:
+            self._limits = {
+                limit: (began + now - max(began, self._prolonged_at), patience)
+                for limit, (began, patience) in self._limits.items()
+            }
+        elif not self._longer:
+            self._prolonged_at = now
         self._longer = seconds
         for limit, (began, patience) in self._limits.items():
             if not limit.expired():
-                limit.reschedule(self._end(began, patience, limit))
-
-    def _end(self, began: float, patience: float, limit: asyncio.Timeout) -> float:
-        if self._longer:
-            return began + patience + self._longer
-        # What it waited for the engine to start is not to be counted; of what it was given for that nothing is added.
-        end = asyncio.get_running_loop().time() + patience
-        return end if (before := limit.when()) is None else min(end, before)
+                limit.reschedule(began + patience + seconds)
 
     @asynccontextmanager
     async def slot(self, tenant: str, at_most: float | None = None) -> AsyncGenerator[float]:

@@ -20,7 +20,7 @@ class Settings(BaseSettings):
 
     bundle: Path = Field(default=ROOT / "bundle.yaml", description="the bundle file")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="what the engine runs on")
-    engine_port: int = Field(default=8421, ge=1, le=65535, description="loopback port of the engine")
+    engine_port: int = Field(default=8421, ge=1, le=65535, description="port of the engine")
     engine_key: SecretStr | None = Field(
         default=None,
         min_length=16,

@@ -6,6 +6,7 @@ requests are under way, it cannot fall asleep. Until that word it is waking, and
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing, contextmanager
@@ -99,9 +100,15 @@ class SleepingEngine:
     async def _events(self, path: str, payload: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         with self._heard_if_refused():
             async with aclosing(self._engine.stream(path, payload)) as events:
-                async for event in events:
+                try:
+                    async with asyncio.timeout(self._wake_seconds):
+                        event = await anext(events, None)
+                except TimeoutError as error:  # its head may be what said that it is to be waited for
+                    raise EngineUnavailable(f"The engine did not answer within {self._wake_seconds:g} s; try again.") from error
+                while event is not None:
                     self._is(awake=True)
                     yield event
+                    event = await anext(events, None)
 
     async def _brought(self, error: EngineRefused, payload: dict[str, Any]) -> None:
         """Bring the adapter that an engine does not know; raises the error where that is not what is wrong."""

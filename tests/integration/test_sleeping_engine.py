@@ -119,6 +119,15 @@ async def test_one_that_does_not_come_is_told_in_time_and_holds_nothing(opened, 
         await until(lambda: box.parts.pipeline.backends.admission.running == 0)
 
 
+async def test_comments_for_ever_are_no_answer_either(opened, sleeper):
+    sleeper.start_seconds, sleeper.comments = 60, 0.0
+    async with opened(engine_wake_seconds=0.3) as box:
+        answer = await box.post(stream=True)
+
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
+        await until(lambda: sleeper.running == 0)
+
+
 async def test_what_it_says_of_its_return_is_passed_on(opened, sleeper):
     sleeper.awake, sleeper.status, sleeper.headers = True, 503, {"retry-after": "17"}
     async with opened() as box:

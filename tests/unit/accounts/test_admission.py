@@ -355,8 +355,8 @@ def test_while_the_engine_starts_everybody_waits_longer(virtual):
     assert virtual(waits(program)) == [(310, "deadline")]
 
 
-@pytest.mark.parametrize(("awake_at", "ends_at"), [(100, 110), (1, 11), (305, 310)])
-def test_once_it_has_started_nobody_has_waited_yet(virtual, awake_at, ends_at):
+@pytest.mark.parametrize(("awake_at", "ends_at"), [(100, 110), (1, 11), (305, 315)])
+def test_the_time_of_its_start_is_not_counted(virtual, awake_at, ends_at):
     async def program(admission, visit):
         admission.prolong(300)
         waiting = asyncio.ensure_future(visit())
@@ -365,6 +365,19 @@ def test_once_it_has_started_nobody_has_waited_yet(virtual, awake_at, ends_at):
         await waiting
 
     assert virtual(waits(program)) == [(ends_at, "deadline")]
+
+
+def test_what_was_waited_while_it_was_awake_counts(virtual):
+    async def program(admission, visit):
+        waiting = asyncio.ensure_future(visit())
+        for _ in range(4):  # two seconds awake, two not
+            await asyncio.sleep(2)
+            admission.prolong(300)
+            await asyncio.sleep(2)
+            admission.prolong(0)
+        await waiting
+
+    assert virtual(waits(program)) == [(18, "deadline")]
 
 
 def test_who_waits_when_it_falls_asleep_waits_longer_too(virtual):
