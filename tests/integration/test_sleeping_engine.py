@@ -203,8 +203,9 @@ async def test_packed_adapters_answer_after_every_start(opened, sleeper):
     assert (sleeper.loads, sleeper.polls) == ([], [])
 
 
-@pytest.mark.parametrize("stream", [False, True])
-async def test_a_version_of_later_is_brought_after_every_start(opened, sleeper, stream):
+@pytest.mark.parametrize(("stream", "comments"), [(False, None), (True, None), (True, 0.0)])
+async def test_a_version_of_later_is_brought_after_every_start(opened, sleeper, stream, comments):
+    sleeper.comments = comments
     async with opened() as box:
         await box.parts.slots.promote(NEW, "canary")
         for starts in (1, 2, 3):
