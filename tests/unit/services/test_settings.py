@@ -34,6 +34,21 @@ def test_a_key_is_no_word_and_is_not_shown(monkeypatch):
     assert KEY not in repr(load_settings())
 
 
+@pytest.mark.parametrize("key", [KEY + "\n", "two words of a key", "schlüssel-der-maschine"])
+def test_a_key_that_no_header_can_carry(monkeypatch, key):
+    monkeypatch.setenv("EKIBEN_ENGINE_KEY", key)
+    with pytest.raises(SettingsError, match="EKIBEN_ENGINE_KEY: letters, digits") as caught:
+        load_settings()
+
+    assert key.strip() not in str(caught.value)
+
+
+def test_a_url_without_its_scheme(monkeypatch):
+    monkeypatch.setenv("EKIBEN_ENGINE_URL", "engine:8421")
+    with pytest.raises(SettingsError, match="EKIBEN_ENGINE_URL: a URL that begins with http://"):
+        load_settings()
+
+
 def test_an_engine_that_sleeps_is_elsewhere(monkeypatch):
     monkeypatch.setenv("EKIBEN_ENGINE_SLEEPS", "true")
     with pytest.raises(SettingsError, match=r"EKIBEN_ENGINE_SLEEPS: .* set EKIBEN_ENGINE_URL"):
