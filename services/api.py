@@ -30,6 +30,7 @@ from services.admin_keys import key_routes
 from services.auth import Auth
 from services.caller import ANYBODY, Caller
 from services.errors import BodyTooLarge, EkibenError, Forbidden, InvalidRequest, UnknownModel
+from services.keepalive import COMMENT, kept_alive
 from services.meter import prompt_tokens
 from services.protocol import DONE, ChatRequest, CompletionRequest, EmbeddingRequest, frame, parse
 from services.telemetry import Record, log
@@ -78,6 +79,8 @@ class Parts:
     desks: Mapping[str, documents.Desk] = field(default_factory=dict)
     """Where documents of a collection are handed in."""
     cabinet: files.Cabinet | None = None
+    keepalive_seconds: float = 10.0
+    """After so long without a word a stream gets a comment; errors are events of it from then on."""
 
 
 class _Reply:
@@ -241,8 +244,21 @@ async def _generate(parts: Parts, request: ChatRequest | CompletionRequest, repl
         body = await parts.pipeline.answer(request, route, record)
         await reply.whole(200, body, versions | record.headers)
         return
-    async with aclosing(parts.pipeline.stream(request, route, record)) as events:
+
+    async def waiting() -> None:
+        if not reply.started:
+            await reply.events(versions | record.headers)
+        await reply.piece(COMMENT)
+
+    begun = False
+    async with (
+        kept_alive(waiting, parts.keepalive_seconds) as begin,
+        aclosing(parts.pipeline.stream(request, route, record)) as events,
+    ):
         async for event in events:
+            if not begun:
+                await begin()
+                begun = True
             if not reply.started:
                 await reply.events(versions | record.headers)
             await reply.piece(frame(event))
