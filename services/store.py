@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,5 +82,6 @@ def admit(folder: Path, name: str, version: str) -> None:
     try:
         folder.rename(target)
     except OSError as error:
-        raise BentoError(f"{target} cannot be made: {error.strerror}; remove what stands there, and build again") from error
+        remedy = "let tmp and bentos be on one file system" if error.errno == errno.EXDEV else "remove what stands there"
+        raise BentoError(f"{target} cannot be made: {error.strerror}; {remedy}, and build again") from error
     (target.parent / "latest").write_text(version, encoding="utf-8")
