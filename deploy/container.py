@@ -31,8 +31,8 @@ WHEELS = "/run/wheels"
 START_SECONDS = 300
 """How long a box may take to be ready before its health check counts."""
 
-LEFT_OUT = frozenset({"opencv-python-headless", "uv"})
-"""Packages of the lock that no served box imports: vLLM decodes video with the one, `ekiben pack` builds with the other."""
+LEFT_OUT = frozenset({"intel-cmplr-lib-ur", "intel-openmp", "opencv-python-headless", "uv"})
+"""Packages of the lock that no served box loads: vLLM takes PyTorch's OpenMP, OpenCV is for video, uv for `ekiben pack`."""
 
 _SYSTEM = ("ca-certificates", "libgomp1", "libnuma1", "tini")
 _KERNELS = ("g++", "gcc", "libc6-dev")  # Triton compiles its launchers when a kernel is first used
@@ -64,7 +64,7 @@ class Image:
 
     def dockerfile(self) -> str:
         """Return the text."""
-        return "\n".join([*self._environment(), "", *self._system(), "", *self._contents(), "", *self._running()]) + "\n"
+        return "\n".join([*self._environment(), "", *self._system(), "", *self._running(), "", *self._contents()]) + "\n"
 
     def _environment(self) -> list[str]:
         install = ["/tmp/uv/bin/uv", "pip", "install", "--quiet", "--no-cache", "--no-deps", "--require-hashes"]
@@ -74,7 +74,13 @@ class Image:
             install, pip = install + source, pip + source
         elif self.target == "cpu":
             install += ["--torch-backend", "cpu"]
-        trim = [f"{ENVIRONMENT}/bin/python", "/app/environment/trim.py", ENVIRONMENT, *(["--headers"] if self.target == "cuda" else [])]
+        trim = [
+            "PYTHONHASHSEED=0",
+            f"{ENVIRONMENT}/bin/python",
+            "/app/environment/trim.py",
+            ENVIRONMENT,
+            *(["--headers"] if self.target == "cuda" else []),
+        ]
         return [
             f"FROM {self.builder or self.base} AS environment",
             *([] if self.offline else [f"ARG {name}" for name in _MADE_BY_BUILD]),
@@ -99,6 +105,7 @@ class Image:
                 f"mkdir -p {MODELS} {STATE} {HOME}/bentos {HOME}/envs {HOME}/tmp",
                 f"ln -s {MODELS} {HOME}/models",
                 f"chown {UID}:{UID} {STATE}",
+                f"chmod 1777 {STATE}",  # a tmpfs that is mounted here takes the mode over, and not the owner
             ),
         ]
 
@@ -107,6 +114,7 @@ class Image:
             f"COPY --from=environment {ENVIRONMENT} {ENVIRONMENT}",
             *(f"COPY {_exec('models/' + model, f'{MODELS}/{model}')}" for model in self.models),
             f"COPY code {BENTO}",
+            *_labels(self.labels),
         ]
 
     def _running(self) -> list[str]:
@@ -118,8 +126,7 @@ class Image:
         }  # fmt: skip
         health = f'"http://127.0.0.1:${{PORT:-${{BENTOML_PORT:-{PORT}}}}}/readyz"'
         return [
-            *(f"ENV {name}={_quoted(value)}" for name, value in variables.items()),
-            *(f"LABEL {name}={_quoted(value)}" for name, value in sorted(self.labels.items())),
+            "ENV " + " \\\n    ".join(f"{name}={_quoted(value)}" for name, value in variables.items()),
             f"WORKDIR {BENTO}/src",
             f"EXPOSE {PORT}",
             f"USER {UID}:{UID}",
@@ -132,7 +139,7 @@ class Image:
 def weights(models: Sequence[str], labels: Mapping[str, str]) -> str:
     """Return the Dockerfile of an image that holds a model store and nothing else: an image volume for `MODELS`."""
     copies = [f"COPY {_exec('models/' + model, '/' + model)}" for model in models]
-    return "\n".join(["FROM scratch", *copies, *(f"LABEL {name}={_quoted(value)}" for name, value in sorted(labels.items()))]) + "\n"
+    return "\n".join(["FROM scratch", *copies, *_labels(labels)]) + "\n"
 
 
 def requirements(lock: str) -> tuple[str, str]:
@@ -158,6 +165,11 @@ def _packages(names: Sequence[str]) -> list[str]:
         f"RUN dpkg -s {told} >/dev/null 2>&1 || {{ apt-get update && apt-get install -y --no-install-recommends {told} \\",
         "  && rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log /var/cache/ldconfig/aux-cache; }",
     ]
+
+
+def _labels(labels: Mapping[str, str]) -> list[str]:
+    told = " \\\n    ".join(f"{name}={_quoted(value)}" for name, value in sorted(labels.items()))
+    return [f"LABEL {told}"] if told else []
 
 
 def _run(*commands: str) -> str:

@@ -1,6 +1,6 @@
 """Makes an installed environment small and quick to start: `python trim.py ENVIRONMENT [--headers]`, while an image is built.
 
-Debug symbols, test suites, sources and headers go: nothing that a server loads. What is left is compiled to bytecode that is
+Debug symbols, test suites and headers go: nothing that a server loads. What is left is compiled to bytecode that is
 never compared with its source, because a root that is read only could not keep a fresh one, and images normalise times.
 It runs on the Python of the image, before anything of the project is there: the standard library is all it may import.
 """
@@ -16,22 +16,22 @@ import sys
 from pathlib import Path
 from py_compile import PycInvalidationMode
 
-TESTS = ("tests", "torch/test", "torch/bin/test_*", "torch/bin/*_test*", "torch/bin/protoc*", "torch/lib/*_test.so")
-SOURCES = frozenset({".a", ".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".pxd", ".pyx"})
-STRIPPED = ("blis", "cymem", "lancedb", "llvmlite", "murmurhash", "preshed", "pyarrow", "spacy", "srsly", "thinc", "torch", "vllm", "zstandard")
-"""Packages whose libraries come with symbols. Those of a `*.libs` folder were edited after linking, which strip does not survive."""
+TESTS = ("**/tests", "torch/test", "torch/bin/test_*", "torch/bin/*_test*", "torch/bin/protoc*", "torch/lib/*_test.so", "**/*.a")
+HEADERS = ("torch/include", "pyarrow/include", "numpy/_core/include")
+STRIPPED = (
+    "blis", "cymem", "lancedb", "llvmlite", "murmurhash", "preshed", "pyarrow", "spacy", "srsly", "thinc", "torch", "vllm",
+    "zstandard",
+)  # fmt: skip
+"""Packages whose libraries come with symbols. Those of a `*.libs` folder were edited after linking: strip would break them."""
 ELF_64 = b"\x7fELF\x02\x01"
 LOADED = 1
 
 
 def drop(packages: Path, *, headers: bool) -> None:
-    """Remove test suites, static libraries and, unless something is compiled later, sources and headers."""
-    for pattern in TESTS:
-        for found in [*packages.glob(pattern), *(packages.glob(f"*/**/{pattern}") if "/" not in pattern else ())]:
+    """Remove test suites, static libraries and, unless something is compiled later, headers."""
+    for pattern in TESTS if headers else TESTS + HEADERS:
+        for found in list(packages.glob(pattern)):
             shutil.rmtree(found) if found.is_dir() else found.unlink()
-    for file in packages.rglob("*"):
-        if file.is_file() and (file.suffix == ".a" or (file.suffix in SOURCES and not headers)):
-            file.unlink()
 
 
 def loadable(file: Path) -> bool:

@@ -26,13 +26,14 @@ from bentoml import container
 from bentoml.exceptions import NotFound
 
 from deploy.container import BENTO, WHEELS, Backend, Image, Target, Weights, requirements, weights
+from services.bento import version_here
 from services.bundle import load_bundle
 from services.lock import Lock, read_lock
 from services.settings import ROOT, environment
 from services.store import stored_path
 from services.target import find_target
 
-BACKENDS = get_args(Backend)
+BACKENDS: tuple[str, ...] = get_args(Backend)
 _SECONDS_TO_END = 20
 _EPOCH = 315532800  # 1980, the first year that every archive can tell
 
@@ -94,11 +95,13 @@ class Packed:
 
 
 def open_bento(request: Request) -> Packed:
-    """Return the Bento that is wanted as an image; raises ContainerError, LockError, and BundleError where it does not fit the target."""
+    """Return the Bento that is wanted as an image; raises ContainerError, LockError, or BundleError where it does not fit."""
     try:
         bento = bentoml.bentos.get(request.tag)
     except NotFound:
-        raise ContainerError(f"{request.tag} is not in the Bento store; run `ekiben bento build` (`bentoml list` shows what is)") from None
+        raise ContainerError(
+            f"{request.tag} is not in the Bento store; run `ekiben bento build` (`bentoml list` shows what is)"
+        ) from None
     path = Path(bento.path)
     source = path / "src"
     load_bundle(source / "bundle.yaml", packed=True, target=find_target(request.target))
@@ -136,11 +139,12 @@ def containerize(request: Request, tell: Callable[[str], None]) -> Built:
         context = Path(folder)
         tell("collecting what goes in")
         stage(packed, request, context)
+        apart = None
         if request.weights == "apart":
             apart = _beside(names[0], packed.weights_name)
             _build(request, context, context / "Dockerfile.weights", [apart], tell)
         _build(request, context, context / "Dockerfile", names, tell)
-    return Built(names, time.monotonic() - began, apart if request.weights == "apart" else None)
+    return Built(names, time.monotonic() - began, apart)
 
 
 def dockerfile(request: Request) -> str:
@@ -172,8 +176,6 @@ def stage(packed: Packed, request: Request, context: Path) -> None:
 
 def revision_here(tag: str) -> str | None:
     """Return the commit of this folder, when the Bento is what this folder makes and nothing in it is uncommitted."""
-    from services.bento import version_here
-
     git = shutil.which("git")
     if git is None or tag.rpartition(":")[2] != version_here():
         return None
@@ -201,7 +203,9 @@ def _lock_text(source: Path, target: Target) -> str:
     try:
         return lock.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ContainerError(f"the Bento has no requirements/{lock.name}: name it in bentofile.yaml's include list and build it again") from None
+        raise ContainerError(
+            f"the Bento has no requirements/{lock.name}: name it in bentofile.yaml's include list and build it again"
+        ) from None
 
 
 def _left_behind(folder: str, names: list[str]) -> set[str]:
@@ -231,8 +235,8 @@ def _beside(name: str, image: str) -> str:
 
 def _ready(request: Request) -> None:
     """Raise ContainerError where the backend cannot build what is wanted."""
-    if shutil.which(request.backend) is None:
-        there = [name for name in BACKENDS if shutil.which(name)]
+    there = [name for name in BACKENDS if shutil.which(name)]
+    if request.backend not in there:
         others = f"take --backend {there[0]}" if there else "`make container-tools` installs podman and buildah on Debian"
         raise ContainerError(f"{request.backend} is not installed; {others}")
     if request.wheels is None:
@@ -240,7 +244,9 @@ def _ready(request: Request) -> None:
     if request.backend == "docker":
         raise ContainerError("docker cannot mount a folder of wheels into a build; take --backend buildah or podman")
     if not any(request.wheels.glob("*.whl")):
-        raise ContainerError(f"{request.wheels} holds no wheels; fill it with `pip download --no-deps -r requirements/cpu.txt -d {request.wheels}`")
+        raise ContainerError(
+            f"{request.wheels} holds no wheels; fill it with `pip download --no-deps -r requirements/cpu.txt -d {request.wheels}`"
+        )
 
 
 def _build(request: Request, context: Path, file: Path, names: Sequence[str], tell: Callable[[str], None]) -> None:
@@ -256,7 +262,14 @@ def _build(request: Request, context: Path, file: Path, names: Sequence[str], te
     if request.wheels:
         options += ["--network=none", f"--volume={request.wheels.resolve()}:{WHEELS}:ro"]
     options += [f"--{option}" for option in request.options]
-    command = ["env", *(f"{name}={value}" for name, value in variables.items()), builder.binary, *builder.build_cmd, *options, str(context)]
+    command = [
+        "env",
+        *(f"{name}={value}" for name, value in variables.items()),
+        builder.binary,
+        *builder.build_cmd,
+        *options,
+        str(context),
+    ]
     said = _run(command, tell)
     if said is not None:
         raise ContainerError(f"{request.backend} could not build the image: {said}")
@@ -265,7 +278,9 @@ def _build(request: Request, context: Path, file: Path, names: Sequence[str], te
 def _run(command: Sequence[str], tell: Callable[[str], None]) -> str | None:
     """Run a builder; return its last word when it fails. Ended with us: a builder that is told to stop removes what it began."""
     last = ""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True) as running:  # noqa: S603  no shell
+    with subprocess.Popen(  # noqa: S603  no shell
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as running:
         try:
             with _interruptible():
                 for line in running.stdout or ():

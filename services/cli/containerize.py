@@ -14,14 +14,16 @@ from deploy.container import Backend, Target, Weights
 from services.cli.console import Bar, JsonOption, err, fail, load, out, reported
 
 
-def image(
+def image(  # noqa: PLR0913  an image has many settings
     tag: Annotated[str | None, typer.Argument(help="The Bento (default: what this folder makes).")] = None,
     names: Annotated[
-        list[str] | None, typer.Option("--image-tag", "-t", metavar="NAME", help="A name for the image (default: the Bento's tag).")
+        list[str] | None,
+        typer.Option("--image-tag", "-t", metavar="NAME", help="A name for the image (default: the Bento's tag)."),
     ] = None,
     backend: Annotated[Backend, typer.Option("--backend", help="What builds the image.")] = "docker",
     weights: Annotated[
-        Weights, typer.Option("--weights", help="In the image, each model a layer; or apart, in an image of their own to be mounted.")
+        Weights,
+        typer.Option("--weights", help="In the image, each model a layer; or apart, in an image of their own to be mounted."),
     ] = "image",
     target: Annotated[Target, typer.Option("--target", help="What the engine will run on.")] = "cpu",
     base: Annotated[
@@ -32,13 +34,16 @@ def image(
         typer.Option("--build-image", metavar="IMAGE", help="Where the Python environment is made (default: the base image)."),
     ] = None,
     wheels: Annotated[
-        Path | None, typer.Option("--wheels", metavar="FOLDER", help="Build without any network, from a folder of the lock's wheels.")
+        Path | None,
+        typer.Option("--wheels", metavar="FOLDER", help="Build without any network, from a folder of the lock's wheels."),
     ] = None,
     options: Annotated[
         list[str] | None, typer.Option("--opt", metavar="KEY[=VALUE]", help="An option for the backend, such as network=host.")
     ] = None,
-    print_dockerfile: Annotated[bool, typer.Option("--print-dockerfile", help="Print the Dockerfile and build nothing.")] = False,
-    json_: JsonOption = False,
+    print_dockerfile: Annotated[  # noqa: FBT002  typer's way
+        bool, typer.Option("--print-dockerfile", help="Print the Dockerfile and build nothing.")
+    ] = False,
+    as_json: JsonOption = False,  # noqa: FBT002  typer's way
 ) -> None:
     """Build an image of the Bento: system, Python environment, models, adapters and indexes, and code, each in its own layer.
 
@@ -65,7 +70,7 @@ def image(
             fail(str(error))
         except KeyboardInterrupt:
             fail("interrupted; no image was made")
-    if json_:
+    if as_json:
         sys.stdout.write(json.dumps(asdict(built)) + "\n")
         return
     out.print(f"built {', '.join(built.names)} in {built.seconds:.0f} s", markup=False)
