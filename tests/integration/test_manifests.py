@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.manifests import CRDS, GATEWAY_API, problems
 
 from deploy.rendering import render
 from tests.deploying import CLUSTERS, LARGE, box, environment, objects, pick
+from tests.manifests import CRDS, GATEWAY_API, problems
 
 needs_crds = pytest.mark.skipif(not CRDS.is_dir(), reason=f"no CRDs at {CRDS}: custom resources are not checked")
 GPUS = {"recipe": "fp8", "cpus": {}, "variables": ("TWIN_KEY",), "ports": (443,)}
@@ -37,9 +37,7 @@ def test_an_api_server_would_take_it(target, case):
 @needs_crds
 @pytest.mark.parametrize("target", CLUSTERS)
 def test_a_canary_would_be_taken(target):
-    told = environment(
-        LARGE, canary={"percent": 10, "stable": "support-engine-aaaaaaaaaa"}, ingress={"gateway": "edge/public"}
-    )
+    told = environment(LARGE, canary={"percent": 10, "stable": "support-engine-aaaaaaaaaa"}, ingress={"gateway": "edge/public"})
     made = [one for one in objects(target, told, box(**GPUS)) if one["apiVersion"] != GATEWAY_API]
 
     assert {f"{one['kind']} {one['metadata']['name']}": found for one in made if (found := problems(one))} == {}
