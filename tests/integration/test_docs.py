@@ -13,11 +13,14 @@ from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner
 
 from accounts.audit import AuditLog, Entry
+from deploy.environment import Environment
+from deploy.fitting import check
 from guards.policy import load_policy
 from services import errors
 from services.cli import app
 from services.settings import Settings
 from services.telemetry import Telemetry
+from tests.deploying import box
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -70,6 +73,9 @@ def completed(excerpt):
 
 @pytest.mark.parametrize(("kind", "text"), BLOCKS)
 def test_every_excerpt_passes(root, monkeypatch, kind, text):
+    if kind == "yaml environment":
+        assert check(box(cpus={"amd64": ()}, variables=()), Environment.model_validate(yaml.safe_load(text)), "keda") is not None
+        return
     if kind == "yaml policy":
         (root / "policy.yaml").write_text(text, encoding="utf-8")
 
