@@ -87,7 +87,7 @@ def _deployment(release: Release) -> dict[str, Any]:
         ),
         "workingDir": SOURCE,
         "ports": [{"name": "http", "containerPort": ENGINE_PORT}],
-        "resources": {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"memory": "512Mi"}},
+        "resources": {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}},
         "securityContext": made.container_security(),
         "startupProbe": made.startup("/health", "http", 60),
         "readinessProbe": probe("/health", "http", period=5),

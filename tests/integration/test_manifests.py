@@ -2,13 +2,15 @@
 
 import json
 import re
+import shutil
+import subprocess
 from importlib import resources
 from pathlib import Path
 
 import pytest
 import yaml
 
-from deploy.rendering import render
+from deploy.rendering import render, write
 from tests.deploying import CLUSTERS, LARGE, box, environment, objects, pick
 from tests.manifests import CRDS, GATEWAY_API, problems
 
@@ -99,6 +101,15 @@ def test_bentoml_takes_the_file_for_bentocloud():
     canary = content["canary"]["versions"]["canary"]
     assert set(canary) <= set(fields_dict(DeploymentVersionSchema))
     assert (made.bento, canary["bento"], canary["weight"]) == ("ekiben:aaaaaaaaaaaaaaaa", "ekiben:0123456789abcdef", 10)
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="no promtool: apt-get install prometheus; rules are not checked by it")
+def test_promtool_takes_rules_and_configuration(tmp_path):
+    write(render(box(), environment(), "compose").files, tmp_path)
+    rules = subprocess.run(["promtool", "check", "rules", tmp_path / "rules.yml"], capture_output=True, text=True, check=False)
+
+    assert rules.returncode == 0, rules.stderr + rules.stdout
+    assert "9 rules found" in rules.stdout
 
 
 def test_the_services_are_those_of_the_bento():
