@@ -199,8 +199,18 @@ def test_a_key_is_made_with_what_travels_in_a_bento(tmp_path):
     )
     arguments = shlex.split(command.split(" CONTAINER python ")[1])
     environment = {"PATH": "/usr/bin", "EKIBEN_STATE_DIR": str(tmp_path / "state")}
+    # An editable installation would lend what does not travel.
+    apart = (
+        "import runpy, sys; sys.meta_path[:] = [one for one in sys.meta_path if 'ditable' not in repr(one)]; sys.argv[1:2] = []"
+    )
+    program = f"{apart}; runpy.run_module('services.cli', run_name='__main__')"
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program, *arguments[1:]],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
     assert done.returncode == 0, done.stderr

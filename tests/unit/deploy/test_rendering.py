@@ -97,21 +97,18 @@ def test_the_gateway_asks_a_service_that_there_is(target, told):
 @BOTH
 @pytest.mark.parametrize("target", CLUSTERS)
 def test_every_variable_is_a_setting(target, told):
-    known = {f"EKIBEN_{name.upper()}" for name in Settings.model_fields} | OTHERS | AHEAD
+    known = {f"EKIBEN_{name.upper()}" for name in Settings.model_fields} | OTHERS
 
     assert {one["name"] for listed in find(made(target, told), "env") for one in listed} <= known
 
 
 def test_every_variable_of_compose_is_a_setting():
-    known = {f"EKIBEN_{name.upper()}" for name in Settings.model_fields} | OTHERS | AHEAD
+    known = {f"EKIBEN_{name.upper()}" for name in Settings.model_fields} | OTHERS
     content = yaml.safe_load(render(FACTS, environment(LARGE), "compose").files["compose.yaml"])
     told = {name for service in content["services"].values() for name in service.get("environment", {})}
 
     assert told <= known
     assert {"EKIBEN_ENGINE_URL", "EKIBEN_REDIS_URL", "EKIBEN_DATABASE_URL", "TWIN_KEY"} <= told
-
-
-AHEAD = {"EKIBEN_ENGINE_SLEEPS", "EKIBEN_ENGINE_WAKE_SECONDS", "EKIBEN_ENGINE_KEY", "EKIBEN_ENGINE_HOST"}
 
 
 @BOTH
