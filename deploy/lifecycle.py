@@ -308,8 +308,8 @@ class Lifecycle:
         # A cluster may send requests to what is ending for a moment.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._limits.stop):
-                while await self._probe():
-                    await asyncio.sleep(POLL_SECONDS)  # noqa: ASYNC110  it is another's state
+                while await self._probe():  # noqa: ASYNC110  the state of another process
+                    await asyncio.sleep(POLL_SECONDS)
         log.info("upstream idle: stopped", seconds=round(self._clock() - began, 3))
         self._metrics.stops.labels("idle").inc()
         self._failures = 0
