@@ -170,7 +170,7 @@ def command(box):
         child = shlex.join(box.command[3:])
         arguments = ["--listen", f"127.0.0.1:{box.port}", "--upstream", box.upstream, "--command", child, *more]
         process = subprocess.Popen(
-            [sys.executable, "-m", "services.cli", "activate", *arguments], cwd=ROOT, stdout=subprocess.PIPE
+            [sys.executable, "-m", "services.cli", "activate", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL
         )
         started.append(process)
         return process
