@@ -134,8 +134,9 @@ def _service(
     lines += [
         "Type=exec", "DynamicUser=yes", f"StateDirectory={box.name}", f"CacheDirectory={box.name}", "StateDirectoryMode=0700",
         f"TimeoutStartSec={box.start_seconds}", f"TimeoutStopSec={box.stop_seconds + 30}", "KillMode=mixed",
-        "Restart=on-failure", "RestartSec=2",
     ]  # fmt: skip
+    if install:
+        lines += ["Restart=on-failure", "RestartSec=2"]
     body = "\n".join(lines)
     text = f"[Unit]\nDescription={description}\nAfter=network.target\n{unit}\n[Service]\n{body}\n{_HARDENED}"
     return f"{text}\n{install}" if install else text

@@ -315,6 +315,18 @@ async def test_what_runs_already_is_taken_over_and_stopped_when_idle():
     assert made.upstream.stops == 1
 
 
+async def test_what_runs_already_may_have_requests_of_another_for_a_while():
+    made = Life(idle=0.01, settle=0.1)
+    made.upstream.adopted = made.upstream.up = True
+    async with made.open() as life:
+        await until(lambda: life.state == "awake")
+        await asyncio.sleep(0.05)
+        assert made.upstream.stops == 0
+        await until(lambda: life.state == "asleep")
+        await ask(life)
+        await until(lambda: made.upstream.stops == 2)
+
+
 @pytest.mark.parametrize("up", [True, False])
 async def test_where_only_a_probe_can_tell_what_runs_it_does(up):
     made = Life()
