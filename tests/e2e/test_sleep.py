@@ -11,7 +11,7 @@ from deploy.lifecycle import Limits
 from deploy.serving import listening
 from deploy.starters import ChildStarter
 from services.bundle import load_bundle
-from services.engine import command, free_memory_bytes, usable_cores, vllm_arguments, vllm_environment
+from services.engine import command, usable_cores, vllm_arguments, vllm_environment
 from services.engine_process import free_port
 from services.lock import read_lock
 from services.settings import Settings
@@ -28,10 +28,9 @@ def engine():
     run_ekiben("pack")
     path = Settings().bundle
     bundle, lock, port = load_bundle(path).bundle, read_lock(path.with_suffix(".lock")), free_port()
-    arguments = vllm_arguments(
-        bundle, model=stored_path(lock.model), adapters={}, device="cpu", port=port, free_bytes=free_memory_bytes()
-    )
-    return command(arguments, vllm_environment("cpu", usable_cores())), f"http://127.0.0.1:{port}", bundle.model.name
+    # A small KV cache and few threads: starts are looked at, beside whatever else runs.
+    arguments = vllm_arguments(bundle, model=stored_path(lock.model), adapters={}, device="cpu", port=port, free_bytes=0)
+    return command(arguments, vllm_environment("cpu", min(usable_cores(), 2))), f"http://127.0.0.1:{port}", bundle.model.name
 
 
 async def ask(client, url, model, *, stream):
