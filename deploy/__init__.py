@@ -1,0 +1,1 @@
+"""What stands around a box: on one machine, in containers, on a cluster."""
