@@ -33,6 +33,8 @@ class Criu:
     """One installation of criu."""
 
     program: Path
+    seconds: float = 120.0
+    """What a dump or a restore may take: a restore of files that were cut off does not end by itself."""
 
     @cached_property
     def version(self) -> str:
@@ -73,8 +75,10 @@ class Criu:
         try:
             return subprocess.run(  # noqa: S603  no shell
                 [self.program, *words], capture_output=True, text=True, errors="replace", check=False,
-                stdin=subprocess.DEVNULL, pass_fds=descriptors,
+                stdin=subprocess.DEVNULL, pass_fds=descriptors, timeout=self.seconds,
             )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise CriuFailed(f"criu {words[0]} took longer than {self.seconds:.0f} s") from error
         except OSError as error:
             raise CriuFailed(f"{self.program} cannot be run: {error.strerror or error}") from error
 

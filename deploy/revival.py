@@ -149,10 +149,11 @@ def _forget_files() -> None:
 
 def _continued(criu: Criu, folder: Path, manifest: Manifest, told: Handover) -> None:
     listen, hand = os.pipe()
-    given = dict(zip(manifest.descriptors, (listen, 1, 2), strict=True))
+    given = dict(zip(manifest.descriptors, (listen, os.dup(1), os.dup(2)), strict=True))
     with tempfile.TemporaryDirectory(dir=namespace.SCRATCH) as work:
         criu.restore(folder / IMAGES, Path(work), given)
-    os.close(listen)
+    for descriptor in given.values():
+        os.close(descriptor)
     os.write(hand, told.line())
     os.close(hand)
     deadline = time.monotonic() + _HEALTHY_SECONDS
