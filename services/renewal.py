@@ -30,7 +30,7 @@ _MADV_DONTNEED = 4
 def renew() -> None:
     """Renew this process's generators from the kernel's randomness, and ask for AMX where the processor has it."""
     random.seed(os.urandom(64))
-    vars(tempfile)["_name_sequence"] = None  # there is no public way
+    tempfile._name_sequence = None  # noqa: SLF001  # pyright: ignore[reportAttributeAccessIssue]  there is no public way
     ssl.RAND_add(os.urandom(64), 64.0)
     if "numpy" in sys.modules:
         import numpy as np

@@ -177,7 +177,7 @@ def test_an_image_that_is_cut_off_is_reported(snapshot, tmp_path):
 def test_one_that_does_not_get_warm_is_reported_with_what_it_said(tmp_path):
     (tmp_path / IMAGES).mkdir()
 
-    with pytest.raises(RevivalFailed, match="(?s)ended before it was warm.*no such model"):
+    with pytest.raises(RevivalFailed, match=r"(?s)ended before it was warm.*no such model"):
         dump(CRIU, program(tmp_path, "raise SystemExit('no such model')"), tmp_path / IMAGES, limit=30)
     with pytest.raises(RevivalFailed, match="not warm after 1 s"):
         dump(CRIU, program(tmp_path, "import time; time.sleep(100)"), tmp_path / IMAGES, limit=1)
