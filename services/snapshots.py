@@ -132,7 +132,7 @@ def _program(settings: Settings) -> tuple[Program, list[str]]:
     from services.launch import engine_launch
 
     lock = read_lock(settings.lock)
-    launch = engine_launch(settings, lock, fit=_joined)
+    launch = engine_launch(settings, lock, fit=joined)
     arguments = list(launch.arguments)
     at = arguments.index("--kv-cache-memory-bytes") + 1
     arguments[at] = str(min(int(arguments[at]), _LARGEST_CACHE))
@@ -144,7 +144,7 @@ def _program(settings: Settings) -> tuple[Program, list[str]]:
     return Program(words, arguments, {**kept, **scratch, **launch.environment}, ROOT), names
 
 
-def _joined(layout: Layout, machine: Machine) -> Layout:
+def joined(layout: Layout, machine: Machine) -> Layout:
     """Return the layout that can be dumped: one process for core and worker, threads that are bound to no processor."""
     if layout.processes == "joined" and layout.threads is not None:
         return layout
