@@ -88,6 +88,8 @@ class Limits:
     """After the first failed start; twice as long after each further one, up to a minute."""
     queue: int = 256
     """So many requests may wait."""
+    settle: float = 0.0
+    """What was found running is not stopped before: an activator of before may still have requests there."""
 
 
 class Lifecycle:
@@ -109,7 +111,7 @@ class Lifecycle:
         self._in_flight = self._waiting = 0
         self._idle_since = clock()
         self._failed_starts = self._failures = 0
-        self._not_before = -math.inf
+        self._not_before = self._settled = -math.inf
         self._lost = False
         self._began = clock()
         self._last_start_seconds: float | None = None
@@ -201,6 +203,7 @@ class Lifecycle:
 
     async def _drive(self) -> None:
         adopt = await self._is_running()
+        self._settled = self._clock() + (self._limits.settle if adopt else 0.0)
         while True:
             while not adopt and (not self._waiting or self._clock() < self._not_before):
                 await self._poked(self._not_before - self._clock() if self._waiting else None)
@@ -273,7 +276,7 @@ class Lifecycle:
             while not ended.done() and not self._lost:
                 left = None
                 if self._limits.idle is not None and not self._in_flight:
-                    left = self._idle_since + self._limits.idle - self._clock()
+                    left = max(self._idle_since + self._limits.idle, self._settled) - self._clock()
                     if left <= 0:
                         return await self._stop()
                 await self._poked(left)
@@ -308,8 +311,8 @@ class Lifecycle:
         # A cluster may send requests to what is ending for a moment.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._limits.stop):
-                while await self._probe():
-                    await asyncio.sleep(POLL_SECONDS)  # noqa: ASYNC110  it is another's state
+                while await self._probe():  # noqa: ASYNC110  the state of another process
+                    await asyncio.sleep(POLL_SECONDS)
         log.info("upstream idle: stopped", seconds=round(self._clock() - began, 3))
         self._metrics.stops.labels("idle").inc()
         self._failures = 0

@@ -114,8 +114,8 @@ class Waiting:
 async def relay(request: web.Request, upstream: aiohttp.ClientResponse, begun: web.StreamResponse | None) -> web.StreamResponse:
     """Pass an answer on; into the stream that `begun` is, where the caller had to be told that he waits.
 
-    An answer that breaks ends as a stream with an error event, if its last event is whole; else the connection is closed
-    before the answer's end, and the bytes that came are all that the caller gets. Raises Broken then, after that.
+    A stream that breaks between events ends with an error event; of any other answer that breaks, and of a stream within an
+    event, the connection is closed before its end. Raises Broken after that.
     """
     if begun is None:
         response = web.StreamResponse(status=upstream.status, reason=upstream.reason, headers=end_to_end(upstream.headers))

@@ -75,8 +75,8 @@ class ScaleStarter:
         try:
             await self._call("PATCH", 0)
             async with asyncio.timeout(self._stop_seconds):
-                while _present(await self._call("GET")) > 0:
-                    await asyncio.sleep(_POLL_SECONDS)  # noqa: ASYNC110  it is the API server's
+                while _present(await self._call("GET")) > 0:  # noqa: ASYNC110  the state of another process
+                    await asyncio.sleep(_POLL_SECONDS)
         except _ApiRefused as error:
             raise StopFailed(str(error)) from error
         except TimeoutError as error:

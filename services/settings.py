@@ -20,7 +20,7 @@ class Settings(BaseSettings):
 
     bundle: Path = Field(default=ROOT / "bundle.yaml", description="the bundle file")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="what the engine runs on")
-    engine_port: int = Field(default=8421, ge=1, le=65535, description="loopback port of the engine")
+    engine_port: int = Field(default=8421, ge=1, le=65535, description="port of the engine")
     engine_key: SecretStr | None = Field(
         default=None,
         min_length=16,
@@ -77,6 +77,20 @@ class Settings(BaseSettings):
     engine_grace_seconds: float = Field(
         default=30.0, ge=0, description="how long an engine that was up may be away before /livez fails"
     )
+
+    @field_validator("engine_key")
+    @classmethod
+    def _in_a_header(cls, key: SecretStr | None) -> SecretStr | None:
+        if key and not all("!" <= character <= "~" for character in key.get_secret_value()):
+            raise ValueError("letters, digits and signs alone, without a space or an end of line: it travels in a header")
+        return key
+
+    @field_validator("engine_url")
+    @classmethod
+    def _over_http(cls, url: str | None) -> str | None:
+        if url and not url.startswith(("http://", "https://")):
+            raise ValueError("a URL that begins with http:// or https:// is wanted")
+        return url
 
     @field_validator("engine_host")
     @classmethod

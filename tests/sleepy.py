@@ -6,11 +6,12 @@ long as it is there, the start fails.
 """
 
 import json
-import os
+import os  # noqa: TID251  a program of its own
 import socket
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 WORDS = ["駅弁 ", "é ", "🍱 ", "word "]
 
@@ -23,7 +24,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with open(sys.argv[2], "a") as file:
+        with Path(sys.argv[2]).open("a") as file:
             file.write(f"{asked['id']}\n")
         time.sleep(asked.get("head_seconds", 0))
         if not asked.get("stream"):
@@ -74,6 +75,6 @@ def event(identity, number):
 
 if __name__ == "__main__":
     fails = os.environ.get("SLEEPY_FAILS")
-    if fails and os.path.exists(fails):
+    if fails and Path(fails).exists():
         sys.exit("it cannot start")
     Server(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()

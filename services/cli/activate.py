@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _HIGHEST_PORT = 65_535
+SETTLE_SECONDS = 60.0
+"""Of two activators that take turns, between the start of one and the SIGTERM of the other."""
 
 
 def activate(  # noqa: PLR0913  each has a default that holds
@@ -104,7 +106,10 @@ def activate(  # noqa: PLR0913  each has a default that holds
     )
     if address == _address("--upstream", _place(front.upstream)):
         fail("--upstream is where --listen is: the activator would ask itself")
-    limits = Limits(idle=idle_seconds or None, start=start_seconds, hold=hold_seconds, stop=stop_seconds, queue=queue)
+    limits = Limits(
+        idle=idle_seconds or None, start=start_seconds, hold=hold_seconds, stop=stop_seconds, queue=queue,
+        settle=drain_seconds + SETTLE_SECONDS,
+    )  # fmt: skip
     if command is not None and deployment is None and start_command is None and stop_command is None:
         starter = _child(command, front.upstream, stop_seconds)
     elif deployment is not None and command is None and start_command is None and stop_command is None:
