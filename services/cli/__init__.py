@@ -24,6 +24,7 @@ from services.cli import (
     prompt,
     rag,
     route,
+    snapshot,
     usage,
 )  # fmt: skip
 from services.cli.console import Bar, BundleOption, DeviceOption, err, fail, load, out, reported, target_of, write_lock
@@ -32,7 +33,7 @@ from services.settings import SettingsError, environment, load_settings
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 _GROUPS = {
     "model": model, "adapter": adapter, "rag": rag, "guard": guard, "prompt": prompt, "keys": keys, "audit": audit,
-    "route": route, "cache": cache, "bento": bento, "engine": engine, "deploy": deploy,
+    "route": route, "cache": cache, "snapshot": snapshot, "bento": bento, "engine": engine, "deploy": deploy,
 }  # fmt: skip
 for name, group in _GROUPS.items():
     app.add_typer(group.app, name=name)
