@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 from accounts.database import Database
 from accounts.keys import KeyStore, NewKey
 from accounts.reading import Filter, read
+from accounts.schema import MIGRATIONS
 from guards.detectors import Detectors
 from services.api import EmbeddingModel, Parts, create_app
 from services.auth import Auth
@@ -225,14 +226,16 @@ async def embed(text, kind):
 
 
 @asynccontextmanager
-async def composed(folder, engine_url, settings, registry, *, collections=None, desks=None, vector=None, timer=None):
+async def composed(  # noqa: PLR0913  each test sets one or two
+    folder, engine_url, settings, registry, *, collections=None, desks=None, vector=None, timer=None, scripts=MIGRATIONS
+):
     """The parts of a box, as the gateway's composition root wires them."""
     loaded = load_bundle(folder / "bundle.yaml", packed=True)
     bundle, telemetry, adapters = loaded.bundle, Telemetry(registry), NoAdapters()
     lock = Lock(name="box", model="tiny:1", indexes=dict.fromkeys(bundle.collections, "box-index:1"))
     async with (
         EngineClient(engine_url) as engine,
-        aclosing(Database(settings.database)) as database,
+        aclosing(Database(settings.database, scripts)) as database,
         open_accounting(bundle, settings, telemetry, database) as accounting,
         open_backends(bundle, engine, telemetry) as backends,
         open_caches(bundle, settings, telemetry, partial(vector or embed, kind="query")) as caches,
@@ -252,15 +255,23 @@ async def composed(folder, engine_url, settings, registry, *, collections=None, 
 
 
 @asynccontextmanager
-async def serving(folder, engine_url, *, collections=None, desks=None, vector=None, timer=None, **settings):
-    """Serve the bundle in a folder."""
+async def serving(folder, engine_url, *, collections=None, desks=None, vector=None, timer=None, scripts=MIGRATIONS, **settings):
+    """Serve the bundle in a folder; `scripts` are the migrations that this version of the box knows."""
     settings = Settings(**{"state_dir": folder / "state", **settings})
     registry, seen = CollectorRegistry(), []
 
     @asynccontextmanager
     async def compose():
         async with composed(
-            folder, engine_url, settings, registry, collections=collections, desks=desks, vector=vector, timer=timer
+            folder,
+            engine_url,
+            settings,
+            registry,
+            collections=collections,
+            desks=desks,
+            vector=vector,
+            timer=timer,
+            scripts=scripts,
         ) as parts:
             seen.append(parts)
             yield parts

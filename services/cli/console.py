@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -39,6 +40,15 @@ def fail(message: str) -> NoReturn:
     err.print("error", style="red", end=": ")
     err.print(message, markup=False)
     raise typer.Exit(1)
+
+
+def agreed(question: str, *, yes: bool) -> bool:
+    """Whether to go on: by --yes, or as answered on a terminal. Without a terminal nobody is asked: the command ends with 1."""
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        fail(f"{question} There is no terminal to ask on; give --yes.")
+    return typer.confirm(question, err=True)
 
 
 def load(path: Path | None, device: Device | None = None, *, folders: bool = True) -> LoadedBundle:
