@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -17,7 +18,6 @@ from services.journal import ReleaseError
 _REPOSITORY = re.compile(r"[a-z0-9][a-z0-9.-]*(:[0-9]+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+")
 _MESSAGE = re.compile(r'level=fatal msg="((?:[^"\\]|\\.)*)"')
 _RETRIES = 2  # of what a broken network left undone; blobs are named by their content, so a second time changes nothing
-_SOURCES = {"docker": "docker-daemon:", "podman": "containers-storage:", "buildah": "containers-storage:"}
 
 
 @dataclass(frozen=True)
@@ -53,27 +53,26 @@ class Place:
         if self.folder and not (self.folder / "index.json").is_file():
             return None
         told = [] if self.folder else [f"--tls-verify={str(not self.plain_http).lower()}"]
-        done = _skopeo("inspect", *told, "--format", "{{.Digest}}", self.reference(version))
+        done = _skopeo("inspect", "--raw", *told, self.reference(version))
         if done.returncode == 0:
-            return done.stdout.strip()
+            return f"sha256:{hashlib.sha256(done.stdout).hexdigest()}"
         reason = _reason(done.stderr)
-        if self.folder or re.search(r"manifest unknown|name unknown|not found", reason, re.IGNORECASE):
+        if self.folder or re.search(r"manifest unknown|name unknown|not found|StatusCode: 404", reason, re.IGNORECASE):
             return None
         raise ReleaseError(f"{self.repository} does not answer: {reason}")
 
-    def push(self, backend: str, image: str, version: str) -> str:
-        """Copy an image of an engine for containers here under a version, and return its digest; raises ReleaseError.
+    def push(self, source: str, version: str) -> str:
+        """Copy an image, by skopeo's name of it, under a version, and return its digest; raises ReleaseError.
 
         The version is named last, when all of the image is there. What a failed push brought into a folder is removed.
         """
         told = [] if self.folder else [f"--dest-tls-verify={str(not self.plain_http).lower()}", f"--retry-times={_RETRIES}"]
         with tempfile.TemporaryDirectory(prefix="ekiben-push-") as scratch, _whole(self.folder):
             file = Path(scratch, "digest")
-            target = self.reference(version)
-            done = _skopeo("copy", "--quiet", *told, f"--digestfile={file}", _SOURCES[backend] + image, target)
+            done = _skopeo("copy", "--quiet", *told, f"--digestfile={file}", source, self.reference(version))
             if done.returncode != 0:
                 where = self.repository if self.folder else f"the registry {self.repository.partition('/')[0]}"
-                raise ReleaseError(f"{where} does not take {image}: {_reason(done.stderr)}")
+                raise ReleaseError(f"{where} does not take {source.partition(':')[2]}: {_reason(done.stderr)}")
             return file.read_text(encoding="ascii").strip()
 
 
@@ -99,15 +98,16 @@ def _whole(folder: Path | None) -> Generator[None]:
         raise
 
 
-def _skopeo(*arguments: str) -> subprocess.CompletedProcess[str]:
+def _skopeo(*arguments: str) -> subprocess.CompletedProcess[bytes]:
     program = shutil.which("skopeo")
     if program is None:
         raise ReleaseError("skopeo is not installed; it carries images (Debian, Fedora and Homebrew have it under that name)")
-    return subprocess.run([program, *arguments], capture_output=True, text=True, check=False)  # noqa: S603  no shell
+    return subprocess.run([program, *arguments], capture_output=True, check=False)  # noqa: S603  no shell
 
 
-def _reason(stderr: str) -> str:
+def _reason(stderr: bytes) -> str:
     """Return skopeo's reason as one line."""
-    found = _MESSAGE.findall(stderr)
-    reason = json.loads(f'"{found[-1]}"') if found else stderr.strip() or "skopeo says nothing"
+    text = stderr.decode("utf-8", "replace")
+    found = _MESSAGE.findall(text)
+    reason = json.loads(f'"{found[-1]}"') if found else text.strip() or "skopeo says nothing"
     return " ".join(reason.split())
