@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import bentoml
-from bentoml.exceptions import NotFound
+from bentoml._internal.configuration.containers import BentoMLContainer
+from bentoml.exceptions import BentoMLException, NotFound
 
 from services.lock import LockError
+from services.manifest import BentoError
 
 
 def stored_path(tag: str) -> Path:
@@ -49,10 +51,35 @@ def delete(tag: str) -> None:
     bentoml.models.delete(tag)
 
 
-def has_bento(tag: str) -> bool:
-    """Whether the store has that Bento."""
+def bento_home() -> Path:
+    """Return BentoML's folder, with `models/`, `bentos/` and `tmp/` below it."""
+    return Path(BentoMLContainer.bentoml_home.get())
+
+
+def bento_path(tag: str) -> Path:
+    """Return the folder of a Bento; raises BentoError when the store does not have it whole."""
     try:
-        bentoml.bentos.get(tag)
+        return Path(bentoml.bentos.get(tag).path)
+    except NotFound as error:
+        raise BentoError(f"{tag} is not in the store; build it by `ekiben bento build`, or see `ekiben bento list`") from error
+    except (BentoMLException, ValueError) as error:
+        raise BentoError(f"{tag} cannot be used: {error}") from error
+
+
+def bento_versions(name: str) -> list[str]:
+    """Return the versions of a Bento that the store has whole."""
+    try:
+        return sorted(bento.tag.version or "" for bento in bentoml.bentos.list(name))
     except NotFound:
-        return False
-    return True
+        return []
+
+
+def admit(folder: Path, name: str, version: str) -> None:
+    """Let a finished Bento into the store: it is there whole or not at all. Raises BentoError."""
+    target = bento_home() / "bentos" / name / version
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.rename(target)
+    except OSError as error:
+        raise BentoError(f"{target} cannot be made: {error.strerror}; remove what stands there, and build again") from error
+    (target.parent / "latest").write_text(version, encoding="utf-8")
