@@ -47,6 +47,10 @@ class Revision(NamedTuple):
             raise Unfit(f"its schema, {identity!r}, is not Ekiben's")
         return cls(identity, int(form[1]), int(form[2] or form[1]), about)
 
+    def serves(self, newest: Revision) -> bool:
+        """Whether a program may use this schema whose newest revision is `newest`; an older schema it expands itself."""
+        return self.number <= newest.number or self.oldest <= newest.number
+
 
 class Status(NamedTuple):
     """How a database stands to this program."""

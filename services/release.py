@@ -27,6 +27,9 @@ class Progress(Protocol):
     def advance(self, done: float, total: float) -> None:
         """Move on in it."""
 
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+
 
 @dataclass(frozen=True)
 class Step:

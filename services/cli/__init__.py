@@ -9,7 +9,7 @@ from rich.table import Table
 
 from services.advice import advise
 from services.bundle import json_schema, located
-from services.cli import adapter, audit, bento, cache, database, deploy, guard, keys, model, prompt, rag, route, usage
+from services.cli import adapter, audit, bento, cache, database, deploy, guard, keys, model, prompt, rag, release, route, usage
 from services.cli.console import Bar, BundleOption, DeviceOption, err, fail, load, out, reported, target_of, write_lock
 from services.settings import SettingsError, environment, load_settings
 
@@ -17,7 +17,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", pretty_exce
 _GROUPS = {
     "model": model, "adapter": adapter, "rag": rag, "guard": guard, "prompt": prompt, "keys": keys, "audit": audit,
     "route": route, "cache": cache, "bento": bento,
-    "database": database, "deploy": deploy,
+    "database": database, "deploy": deploy, "release": release,
 }  # fmt: skip
 for name, group in _GROUPS.items():
     app.add_typer(group.app, name=name)

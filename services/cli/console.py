@@ -86,6 +86,7 @@ def reported() -> Generator[None]:
     from rag.store import StoreError
     from services.engine_process import EngineFailed
     from services.errors import EkibenError
+    from services.journal import ReleaseError
     from services.lock import LockError
     from services.manifest import BentoError
     from services.results import BadResult
@@ -104,6 +105,7 @@ def reported() -> Generator[None]:
         BadPlugin,
         BadResult,
         LockError,
+        ReleaseError,
         EngineFailed,
         EkibenError,
         *training,
