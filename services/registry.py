@@ -48,6 +48,12 @@ class Place:
         """Return skopeo's name of a version."""
         return f"{self.repository}:{version}" if self.folder else f"docker://{self.repository}:{version}"
 
+    def beside(self, name: str) -> Place:
+        """Return the place of another image in the same registry; a folder holds them all."""
+        if self.folder:
+            return self
+        return Place(f"{self.repository.rpartition('/')[0]}/{name}", plain_http=self.plain_http)
+
     def digest(self, version: str) -> str | None:
         """Return the digest of a version's manifest; None where it is not there. Raises ReleaseError where nothing answers."""
         if self.folder and not (self.folder / "index.json").is_file():

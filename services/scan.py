@@ -21,6 +21,10 @@ from guards.secrets import PATTERNS
 _SURE = 0.7  # below it stand long random texts, which digests and test data are too
 _TEXT_BYTES = 2**20
 _SECONDS = 300
+_STANDS_FOR_ANOTHER = re.compile(r"[{}$<>()`]|^[A-Z_]+$")
+"""In code and docs a password's place is held by a template, a call, or a word in capitals."""
+ALLOWED = "not a secret"
+"""Where a line says this, what is in it is none."""
 _PIN = re.compile(r"^(?P<name>[A-Za-z0-9._-]+)(?:\[[^\]]*\])?==(?P<version>[^\s;\\+]+)", re.MULTILINE)
 
 
@@ -51,8 +55,10 @@ def secrets(root: Path, files: Iterable[Path]) -> Scanned:
         for pattern in PATTERNS:
             if pattern.score < _SURE or not pattern.possible(text):
                 continue
-            found = (start for start, _, score in pattern.find(text) if score >= _SURE)
-            findings += [f"{name}:{text.count(chr(10), 0, start) + 1}: {pattern.entity}" for start in found]
+            for start, end, score in pattern.find(text):
+                held = pattern.entity == "SECRET_PASSWORD" and _STANDS_FOR_ANOTHER.search(text[start:end])
+                if score >= _SURE and not held and ALLOWED not in _line(text, start):
+                    findings.append(f"{name}:{text.count(chr(10), 0, start) + 1}: {pattern.entity}")
     missed = f"{large} text files over {_TEXT_BYTES >> 20} MiB were left out" if large else ""
     return Scanned("secrets", looked_at, sorted(set(findings)), missed)
 
@@ -102,6 +108,11 @@ def dockerfile(text: str | None) -> Scanned:
         return Scanned("dockerfile", missed=f"the Dockerfile was not looked at: hadolint says: {reason}")
     findings = [f"Dockerfile:{one['line']}: {one['code']}: {one['message']}" for one in told if one["level"] == "error"]
     return Scanned("dockerfile", 1, findings)
+
+
+def _line(text: str, at: int) -> str:
+    end = text.find("\n", at)
+    return text[text.rfind("\n", 0, at) + 1 : end if end >= 0 else None]
 
 
 def _run(command: list[str], given: str = "") -> tuple[int, str, str]:

@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from accounts.schema import Revision, known
 from deploy.environment import BadEnvironment, Environment, read_environment
 from deploy.fitting import DoesNotFit, Target
-from deploy.rendering import render, write
+from deploy.rendering import Rendering, render, write
 from services import scan
 from services.bento import build
 from services.bundle import load_bundle
@@ -29,11 +29,18 @@ _LOCK = Path("env", "python", "requirements.txt")
 _SHOWN = 5
 
 
-class Images(Protocol):
-    """The engine for containers of this machine."""
+class Image(NamedTuple):
+    """An image here, and that of its weights where they are apart."""
 
-    def make(self, tag: str, tell: Callable[[str], None]) -> str:
-        """Make the image of a Bento and return its name here; nothing is left of it when that fails."""
+    name: str
+    weights: str | None = None
+
+
+class Images(Protocol):
+    """The engine for containers of this machine; its methods raise ReleaseError."""
+
+    def make(self, tag: str, tell: Callable[[str], None]) -> Image:
+        """Make the image of a Bento; nothing is left of it when that fails."""
         ...
 
     def identity(self, name: str) -> str | None:
@@ -98,7 +105,7 @@ class Shipping:
         """Return what a release does."""
         return [
             Step("build", f"the Bento {self._tag}", self._build, {}, self._built),
-            Step("verify", "every file and model against the manifest", self._verify),
+            Step("verify", "every file and model against the manifest; that it fits", self._verify),
             Step("scan", "secrets, packages, Dockerfile", self._scan),
             *self._onwards(),
         ]
@@ -165,23 +172,47 @@ class Shipping:
         return {}
 
     def _make(self, _results: Results, progress: Progress) -> Results:
-        name = self._images.make(self._tag, progress.step)
-        identity = self._images.identity(name)
-        if identity is None:
-            raise ReleaseError(f"{self._options.backend} made {name} and does not know it now; make it again")
-        return {"image": name, "identity": identity}
+        image = self._images.make(self._tag, progress.step)
+        weights = {"weights": image.weights} if image.weights else {}
+        return {"image": image.name, **weights, "identity": self._identity(image)}
 
     def _made(self, results: Results) -> bool:
-        return self._images.identity(results["image"]) == results["identity"]
+        try:
+            return self._identity(Image(results["image"], results.get("weights"))) == results["identity"]
+        except ReleaseError:
+            return False
 
-    def _push(self, results: Results, _progress: Progress) -> Results:
+    def _identity(self, image: Image) -> str:
+        found = [self._images.identity(name) for name in image if name]
+        if None in found:
+            raise ReleaseError(f"{self._options.backend} does not know {image.name}; make it again")
+        return " ".join(identity for identity in found if identity)
+
+    def _push(self, results: Results, progress: Progress) -> Results:
         assert self._place is not None  # noqa: S101  there is no such step without one
+        told: Results = {}
+        if weights := results.get("weights"):
+            place, version = self._weights_at(weights)
+            progress.step(f"push: {weights}")
+            told = {"weights_digest": place.push(self._images.source(weights), version)}
+        # Last, because it is what makes the release be there.
         digest = self._place.push(self._images.source(results["image"]), self._version)
         reference = self._place.reference(self._version) if self._place.folder else self._image(digest)
-        return {"digest": digest, "reference": reference}
+        return {**told, "digest": digest, "reference": reference}
 
     def _pushed(self, results: Results) -> bool:
-        return self._place is not None and self._place.digest(self._version) == results["digest"]
+        assert self._place is not None  # noqa: S101  as above
+        if weights := results.get("weights"):
+            place, version = self._weights_at(weights)
+            if place.digest(version) != results["weights_digest"]:
+                return False
+        return self._place.digest(self._version) == results["digest"]
+
+    def _weights_at(self, image: str) -> tuple[Place, str]:
+        """Return where an image of weights is pushed: beside the box's, under the name that it has here."""
+        assert self._place is not None  # noqa: S101  as above
+        name, _, version = image.rpartition("/")[2].partition(":")
+        return self._place.beside(name), version
 
     def _image(self, digest: str) -> str:
         """Return the name that a cluster pulls, or the environment file's where a folder was pushed to."""
@@ -193,16 +224,7 @@ class Shipping:
         return f"{head}{slash}{last.partition(':')[0]}:{self._version}"
 
     def _render(self, results: Results, progress: Progress) -> Results:
-        assert self._environment is not None  # noqa: S101  there is no such step without one
-        source = bento_path(self._tag) / "src"
-        # Checked when it was built; here, of what kind of machine it is for is the environment file's to say.
-        loaded = load_bundle(source / "bundle.yaml", packed=True, target=find_target("cuda"))
-        box = box_of(loaded.bundle, read_lock(source / "bundle.lock"), self._version)
-        environment = self._environment.model_copy(update={"image": self._image(results.get("digest", ""))})
-        try:
-            made = render(box, environment, self._options.target)
-        except DoesNotFit as error:
-            raise ReleaseError(f"it does not fit {self._options.env}: {'; '.join(error.lines)}") from error
+        made, image = self._rendering(results.get("digest", ""))
         for line in made.advice:
             progress.note(f"note: {line}")
         try:
@@ -210,7 +232,20 @@ class Shipping:
         except OSError as error:
             raise ReleaseError(f"{self._options.output} cannot be written: {error.strerror}") from error
         digest = hashlib.sha256("\0".join(f"{name}\0{text}" for name, text in sorted(made.files.items())).encode())
-        return {"files": self._options.output, "rendered": f"sha256:{digest.hexdigest()}", "serves": environment.image}
+        return {"files": self._options.output, "rendered": f"sha256:{digest.hexdigest()}", "serves": image}
+
+    def _rendering(self, digest: str) -> tuple[Rendering, str]:
+        """Render the Bento's own bundle with an image of that digest, in memory; raises ReleaseError where it does not fit."""
+        assert self._environment is not None  # noqa: S101  nobody asks without one
+        source = bento_path(self._tag) / "src"
+        # What kind of machine it is for is the environment file's to say.
+        loaded = load_bundle(source / "bundle.yaml", packed=True, target=find_target("cuda"))
+        box = box_of(loaded.bundle, read_lock(source / "bundle.lock"), self._version)
+        image = self._image(digest)
+        try:
+            return render(box, self._environment.model_copy(update={"image": image}), self._options.target), image
+        except DoesNotFit as error:
+            raise ReleaseError(f"it does not fit {self._options.env}: {'; '.join(error.lines)}") from error
 
 
 def schema_here() -> str:

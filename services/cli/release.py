@@ -17,9 +17,9 @@ from services.settings import load_settings
 if TYPE_CHECKING:
     from services.journal import Journal, Released
     from services.release import Planned, Walk, Walked
-    from services.shipping import Options
+    from services.shipping import Images, Options
 
-app = typer.Typer(help="Releases: built, verified, scanned, pushed, rendered; recorded; rolled back.")
+app = typer.Typer()
 Target = Literal["plain", "keda", "knative", "kserve", "compose", "bentocloud"]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 To = Annotated[
@@ -65,7 +65,8 @@ def release(  # noqa: PLR0913  a release has many settings
 
     options = Options(
         to=to, plain_http="yes" if plain_http else "", env=_absolute(env), target=target, output=_absolute(output),
-        backend=backend, weights=weights, device=device, base=base, builder=builder, wheels=_absolute(wheels), opt="\n".join(opt or ()),
+        backend=backend, weights=weights, device=device, base=base, builder=builder, wheels=_absolute(wheels),
+        opt="\n".join(opt or ()),
     )  # fmt: skip
     with reported():
         tag, journal = tag_here(), _journal()
@@ -189,7 +190,7 @@ def _journal() -> Journal:
     return Journal(settings.state_dir / read_lock(settings.lock).name / "releases.jsonl")
 
 
-def _images(options: Options) -> Any:
+def _images(options: Options) -> Images:
     from services.imaging import Engine
 
     return Engine(options)

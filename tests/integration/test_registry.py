@@ -1,54 +1,21 @@
 """Images pushed into a folder, a real registry, and servers that refuse; nothing half-made is left."""
 
-import hashlib
 import http.server
 import json
 import shutil
 import socket
 import subprocess
-import tarfile
 import threading
 import time
-from io import BytesIO
 
 import pytest
 
 from services.journal import ReleaseError
 from services.registry import Place
+from tests.images import image
 
 if shutil.which("skopeo") is None:
     pytest.skip("NO skopeo HERE: pushes of images are not tested; apt-get install skopeo", allow_module_level=True)
-
-
-def image(folder, *layers):
-    """An image of the OCI layout with a file in each layer, and skopeo's name of it."""
-    blobs = folder / "blobs" / "sha256"
-    blobs.mkdir(parents=True)
-
-    def blob(content, kind):
-        digest = hashlib.sha256(content).hexdigest()
-        (blobs / digest).write_bytes(content)
-        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(content)}
-
-    made = []
-    for number, content in enumerate(layers):
-        packed = BytesIO()
-        with tarfile.open(fileobj=packed, mode="w") as archive:
-            told = tarfile.TarInfo(f"file{number}")
-            told.size = len(content)
-            archive.addfile(told, BytesIO(content))
-        made.append(blob(packed.getvalue(), "layer.v1.tar"))
-    roots = {"type": "layers", "diff_ids": [layer["digest"] for layer in made]}
-    config = {"architecture": "amd64", "os": "linux", "rootfs": roots, "config": {}}
-    told = blob(json.dumps(config).encode(), "config.v1+json")
-    media = "application/vnd.oci.image.manifest.v1+json"
-    manifest = blob(
-        json.dumps({"schemaVersion": 2, "mediaType": media, "config": told, "layers": made}).encode(), "manifest.v1+json"
-    )
-    named = {**manifest, "annotations": {"org.opencontainers.image.ref.name": "v"}}
-    (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [named]}))
-    (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-    return f"oci:{folder}:v"
 
 
 def content(folder):

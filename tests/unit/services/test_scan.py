@@ -45,6 +45,15 @@ def test_a_secret_in_a_packed_file_is_told_by_its_place_and_not_by_its_value(tmp
     assert TOKEN not in repr(found)
 
 
+def test_what_stands_for_a_password_or_is_said_to_be_none_is_not_told(tmp_path):
+    (tmp_path / "a.py").write_text(
+        "'postgresql://USER:PASSWORD@db/x'\nf'postgresql://jane:{given}@db/x'\n'redis://:${REDIS_PASSWORD}@x'\n"
+        f"'postgresql://jane:s3cret-pw@db/x'  # not a secret: of the example\n'{TOKEN}'"
+    )
+
+    assert scan.secrets(tmp_path, [tmp_path / "a.py"]).findings == ["a.py:5: SECRET_KEY"]
+
+
 def test_a_text_that_is_too_long_is_told_as_left_out(tmp_path):
     (tmp_path / "a.txt").write_text("a" * (2**20 + 1))
 
