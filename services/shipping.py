@@ -149,6 +149,8 @@ class Shipping:
             raise ReleaseError(
                 f"{self._tag} is not what its manifest says: {_first(problems)}; `ekiben bento verify {self._tag}`"
             )
+        if self._environment:  # before an image is made and pushed that cannot be served there
+            self._rendering("sha256:" + "0" * 64)
         return {}
 
     def _scan(self, _results: Results, progress: Progress) -> Results:

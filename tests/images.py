@@ -1,13 +1,15 @@
 """Images without an engine for containers: folders of the OCI layout, and `ekiben` over an engine that makes such.
 
-`python -m tests.images COMMAND ...` is `ekiben` whose engine for containers keeps its images in the folder of $TEST_IMAGES.
+`python -m tests.images` is `ekiben`, asked over its standard input, whose engine for containers keeps images in $TEST_IMAGES.
 """
 
 import hashlib
 import json
 import os  # noqa: TID251  the folder of this engine
 import shutil
+import sys
 import tarfile
+import traceback
 from io import BytesIO
 from pathlib import Path
 
@@ -72,8 +74,22 @@ class Engine:
         return f"oci:{self._folder / name.replace(':', '-')}:v"
 
 
-if __name__ == "__main__":
+def main():
+    """Answer commands, a line of JSON each: what is imported, is imported once."""
+    from typer.testing import CliRunner
+
     from services.cli import app
 
     imaging.Engine = Engine
-    app()
+    for line in sys.stdin:
+        told = json.loads(line)
+        done = CliRunner(env=told["environment"]).invoke(app, told["arguments"])
+        if done.exception and not isinstance(done.exception, SystemExit):
+            traceback.print_exception(done.exception)
+        answer = {"code": done.exit_code, "stdout": done.stdout, "stderr": done.stderr}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

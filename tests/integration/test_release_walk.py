@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -31,12 +32,22 @@ class Releasing(Machine):
         self.kept = root / "kept"
         self.told = ["--to", f"oci:{self.kept}", "--env", root / "environment.yaml", "--output", root / "rendered"]
 
-    def ekiben(self, *arguments, fails=False, **environment):
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.images", *map(str, arguments)], cwd=self.clone, capture_output=True, text=True,
-            env={**self._environment, **environment}, check=False, timeout=200,
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.images"], cwd=self.clone, env=self._environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
-        assert done.returncode == int(fails), done.stdout + done.stderr
+
+    def close(self):
+        self._process.stdin.close()
+        assert self._process.wait(timeout=60) == 0
+        self._process.stdout.close()
+
+    def ekiben(self, *arguments, fails=False, **environment):
+        asked = {"arguments": list(map(str, arguments)), "environment": environment}
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        done = SimpleNamespace(**json.loads(self._process.stdout.readline()))
+        assert done.code == int(fails), done.stdout + done.stderr
         return done
 
     def release(self, *arguments, **how):
@@ -65,7 +76,9 @@ class Releasing(Machine):
 def machine(tmp_path_factory):
     if not (ROOT / "bundle.lock").is_file():
         pytest.skip("NOTHING IS PACKED HERE: releases are not tested; run `make pack`")
-    return Releasing(tmp_path_factory.mktemp("release"))
+    machine = Releasing(tmp_path_factory.mktemp("release"))
+    yield machine
+    machine.close()
 
 
 @pytest.fixture(scope="module")
@@ -181,24 +194,25 @@ def test_a_bento_that_was_altered_goes_nowhere(machine, first, second):
     assert not (machine.root / "elsewhere").exists()
 
 
-def test_a_secret_in_a_packed_file_stops_the_release(machine, first, second):
-    machine.prompt("Say ghp_" + "a1B2" * 9)
-    before = machine.versions()
-    wrong = machine.release(fails=True)
+def test_what_a_scan_finds_stops_the_release(machine, first, tmp_path):
+    for name in ("env", "skopeo"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    told = [{"line": 1, "code": "DL9", "level": "error", "message": "no"}]
+    (tmp_path / "hadolint").write_text(f"#!/bin/sh\necho '{json.dumps(told)}'\n")
+    (tmp_path / "hadolint").chmod(0o755)
+    wrong = machine.release("--to", f"oci:{machine.root / 'elsewhere'}", fails=True, PATH=str(tmp_path))
 
-    assert "assistant.yaml:" in wrong
-    assert "SECRET_KEY" in wrong
-    assert "a1B2a1B2" not in wrong
-    assert machine.versions() == before
+    assert "found 1: Dockerfile:1: DL9: no" in wrong
+    assert not (machine.root / "elsewhere").exists()
 
 
 def test_a_box_that_does_not_fit_is_told_before_an_image_is_made(machine, first, tmp_path):
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(ENVIRONMENT | {"engine": {"resources": {"memory": "64Mi"}}}))
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(ENVIRONMENT | {"engine": {"resources": {"memory": "64Mi", "cpu": "1"}}}))
     wrong = machine.release("--env", tmp_path / "small.yaml", fails=True)
 
     assert "it does not fit" in wrong
     assert "memory" in wrong
-    assert "containerize " not in wrong.partition("render ")[2]
+    assert "scan: " not in wrong  # the step after the one that looked
 
 
 @pytest.mark.parametrize(
