@@ -65,7 +65,7 @@ def _gateway(release: Release) -> dict[str, Any]:
     told = release.environment
     secrets = {name: _given(name) for name in [*told.secrets.settings(), *told.secrets.variables]}
     variables = {
-        **_common(),
+        "EKIBEN_CACHE_DIR": made.CACHE,
         "EKIBEN_STATE_DIR": STATE,
         "EKIBEN_ENGINE_URL": f"http://engine:{ENGINE_PORT}",
         "EKIBEN_DEVICE": "cpu",
@@ -83,7 +83,7 @@ def _gateway(release: Release) -> dict[str, Any]:
         "ports": [f"{told.compose.address}:{GATEWAY_PORT}"],
         "depends_on": {"redis": ready, "postgres": ready, "engine": {"condition": "service_started"}},
         "healthcheck": _healthy(_asked(GATEWAY_PORT, "/readyz"), start=120),
-        "volumes": [f"state:{STATE}", f"cache:{made.CACHE}", *_weights(release)],
+        "volumes": [f"state:{STATE}", *_weights(release)],
     }
 
 
@@ -96,7 +96,7 @@ def _engine(release: Release) -> dict[str, Any]:
         else serve
     )
     variables = {
-        **_common(),
+        "EKIBEN_CACHE_DIR": made.CACHE,
         "EKIBEN_DEVICE": "cuda" if told.engine.gpu else "cpu",
         "EKIBEN_ENGINE_HOST": "127.0.0.1" if told.sleeps else "0.0.0.0",  # noqa: S104  the container's own network
         "EKIBEN_ENGINE_PORT": str(_BEHIND_PORT if told.sleeps else ENGINE_PORT),
@@ -114,22 +114,15 @@ def _engine(release: Release) -> dict[str, Any]:
         "environment": dict(sorted(variables.items())),
         "shm_size": "1gb",
         "healthcheck": _healthy(_asked(ENGINE_PORT, "/health"), start=0 if told.sleeps else told.start_seconds),
-        "volumes": [f"cache:{made.CACHE}", *_weights(release)],
+        "volumes": [f"cache:{STATE}", *_weights(release)],
     }
-
-
-def _common() -> dict[str, str]:
-    return {
-        "BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": "/tmp/bentoml", "XDG_CACHE_HOME": made.CACHE,  # noqa: S108  in the container
-        "EKIBEN_CACHE_DIR": f"{made.CACHE}/ekiben",
-    }  # fmt: skip
 
 
 def _contained(release: Release, memory: str, cpu: str) -> dict[str, Any]:
     """Return how a container of the box is kept: as on a cluster."""
     limits = {"memory": str(int(amount(memory))), "cpus": str(float(amount(cpu)))}
     return {
-        "image": release.environment.image, **_kept(), "user": f"{made.USER}:{made.USER}", "read_only": True, "init": True,
+        "image": release.environment.image, **_kept(), "user": f"{made.USER}:{made.USER}", "read_only": True,
         "tmpfs": ["/tmp"], "cap_drop": ["ALL"], "security_opt": ["no-new-privileges:true"],  # noqa: S108  a mount
         "stop_grace_period": f"{release.environment.drain_seconds}s", "deploy": {"resources": {"limits": limits}},
     }  # fmt: skip

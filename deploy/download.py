@@ -36,7 +36,7 @@ def download(url: str, sha256: str, into: Path) -> bool:
             with tarfile.open(archive) as packed:
                 packed.extractall(unpacked, filter="data")
         except (tarfile.TarError, EOFError) as error:
-            raise DownloadError(f"{url} is no archive of folders (.tar, .tar.gz) that may be unpacked: {error}") from error
+            raise DownloadError(f"{url} is no archive of folders (.tar, .tar.gz) that may be unpacked") from error
         for entry in sorted(unpacked.iterdir()):
             place = into / entry.name
             if place.is_dir():

@@ -72,10 +72,7 @@ def _deployment(release: Release) -> dict[str, Any]:
 def _environment(release: Release) -> list[dict[str, Any]]:
     told = release.environment
     plain: dict[str, Any] = {
-        "BENTOML_DO_NOT_TRACK": "True",
-        "BENTOML_HOME": "/tmp/bentoml",  # noqa: S108  in the container
-        "XDG_CACHE_HOME": made.CACHE,
-        "EKIBEN_CACHE_DIR": f"{made.CACHE}/ekiben",
+        "EKIBEN_CACHE_DIR": made.CACHE,
         "EKIBEN_DEVICE": "cuda" if told.engine.gpu else "cpu",
         "EKIBEN_ENGINE_HOST": "0.0.0.0",  # noqa: S104  the pod's address; NetworkPolicy and key say who may come
         "EKIBEN_ENGINE_PORT": str(ENGINE_PORT),

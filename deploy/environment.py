@@ -9,7 +9,7 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -28,6 +28,7 @@ Image = Annotated[
 Labels = dict[str, str]
 _PERIOD = 5
 """Seconds between two looks at a pod that starts."""
+_LONGEST_WAKE = 3600
 
 
 class Strict(BaseModel):
@@ -96,7 +97,7 @@ class GatewayReplicas(Strict):
     max: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
-    def _ordered(self) -> GatewayReplicas:
+    def _ordered(self) -> Self:
         if self.max < self.min:
             raise ValueError(f"max ({self.max}) is below min ({self.min}); raise it")
         return self
@@ -109,7 +110,7 @@ class EngineReplicas(Strict):
     max: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
-    def _ordered(self) -> EngineReplicas:
+    def _ordered(self) -> Self:
         if self.max < self.min:
             raise ValueError(f"max ({self.max}) is below min ({self.min}); raise it")
         return self
@@ -203,7 +204,7 @@ class Weights(Strict):
     download: Download | None = None
 
     @model_validator(mode="after")
-    def _complete(self) -> Weights:
+    def _complete(self) -> Self:
         needs = {"image": None, "pvc": "claim", "image-volume": "image", "download": "download"}[self.source]
         if needs and getattr(self, needs) is None:
             raise ValueError(f"source: {self.source} needs {needs}")
@@ -326,7 +327,7 @@ class Environment(Strict):
     ingress: Ingress = Ingress()
     monitoring: Monitoring = Monitoring()
     network: Network = Network()
-    canary: Canary | None = None
+    canary: Canary | None = Field(default=None, description="left out: this image answers everything")
     compose: Compose = Compose()
     bentocloud: BentoCloud = BentoCloud()
 
@@ -337,6 +338,15 @@ class Environment(Strict):
         if surplus := sorted(secret & set(told)):
             raise ValueError(f"{', '.join(surplus)} is a secret; name it by reference under secrets")
         return told
+
+    @model_validator(mode="after")
+    def _awake_in_time(self) -> Self:
+        if self.wake_seconds > _LONGEST_WAKE:
+            raise ValueError(
+                f"an engine that may take {self.wake_seconds} s to wake is too slow to sleep (up to {_LONGEST_WAKE} s): shorten "
+                "engine.cold_start_seconds (a compile cache, weights in the image) or engine.provision_seconds"
+            )
+        return self
 
     @property
     def start_seconds(self) -> int:

@@ -11,6 +11,8 @@ from deploy.quantity import amount, gib
 Target = Literal["knative", "keda", "kserve", "plain", "compose", "bentocloud"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 _CLUSTER = frozenset({"knative", "keda", "kserve", "plain"})
+_BESIDE: frozenset[Target] = frozenset({"plain", "keda"})
+"""Where a canary is a second gateway."""
 _GPU_SHARE = 0.8
 """Of a GPU's memory, for weights; the rest is the KV cache's at least."""
 _KNATIVE_TIMEOUT = 600
@@ -28,7 +30,7 @@ def check(box: Box, environment: Environment, target: Target) -> list[str]:
     """Return what should be known before it is applied; raises DoesNotFit."""
     problems = [*_device(box, environment), *_memory(box, environment), *_secrets(box, environment)]
     if target in _CLUSTER:
-        problems += [*_weights(box, environment), *_scaling(environment, target), *_sharing(box, environment)]
+        problems += [*_weights(box, environment), *_scaling(environment, target), *_sharing(box, environment, target)]
     problems += _canary(environment, target)
     if problems:
         raise DoesNotFit(problems)
@@ -133,9 +135,9 @@ def _secrets(box: Box, environment: Environment) -> list[str]:
     return problems
 
 
-def _sharing(box: Box, environment: Environment) -> list[str]:
+def _sharing(box: Box, environment: Environment, target: Target) -> list[str]:
     problems: list[str] = []
-    several = environment.gateway.replicas.max > 1 or environment.canary is not None
+    several = environment.gateway.replicas.max > 1 or (environment.canary is not None and target in _BESIDE)
     if several and environment.secrets.database_url is None and not box.open_to_all:
         problems.append("secrets.database_url: is missing, and each of several gateways would have keys and spend of its own")
     if box.keeps_state and not environment.state.kept:
@@ -160,7 +162,7 @@ def _canary(environment: Environment, target: Target) -> list[str]:
         return []
     if target == "compose":
         return ["canary: compose has none; take a cluster, or leave it out"]
-    if target in {"plain", "keda"}:
+    if target in _BESIDE:
         if environment.host and environment.ingress.gateway:
             return []
         return [

@@ -40,10 +40,7 @@ def environment(release: Release, engine_url: str) -> list[dict[str, Any]]:
     """Return the gateway's variables, secrets by reference."""
     told = release.environment
     plain = {
-        "BENTOML_DO_NOT_TRACK": "True",
-        "BENTOML_HOME": "/tmp/bentoml",  # noqa: S108  in the container
-        "XDG_CACHE_HOME": made.CACHE,
-        "EKIBEN_CACHE_DIR": f"{made.CACHE}/ekiben",
+        "EKIBEN_CACHE_DIR": made.CACHE,
         "EKIBEN_STATE_DIR": made.STATE,
         "EKIBEN_ENGINE_URL": engine_url,
         "EKIBEN_DEVICE": "cpu",

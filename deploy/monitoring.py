@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from deploy.release import Component, Manifest, Release
+from deploy.release import ENGINE_PORT, Component, Manifest, Release
 from deploy.rules import rules
 
 _API = "monitoring.coreos.com/v1"
@@ -19,12 +19,16 @@ def monitoring(release: Release, scraped: dict[Component, dict[str, str]]) -> li
     told = release.environment.monitoring
     if not told.enabled:
         return []
-    endpoint = {"port": "http", "path": "/metrics", "interval": "15s"}
-    spec: dict[str, Any] = {"selector": {"matchLabels": release.selector("gateway")}, "endpoints": [endpoint]}
+    endpoint = {"path": "/metrics", "interval": "15s"}
+    spec: dict[str, Any] = {"selector": {"matchLabels": release.selector("gateway")}, "endpoints": [{"port": "http", **endpoint}]}
     made = [release.made("ServiceMonitor", "gateway", spec, api=_API, labels=told.labels)]
     for component, labels in scraped.items():
+        # By number: Knative gives the port a name of its own.
         path = "/activator/metrics" if component == "activator" else "/metrics"
-        read: dict[str, Any] = {"selector": {"matchLabels": labels}, "podMetricsEndpoints": [{**endpoint, "path": path}]}
+        read: dict[str, Any] = {
+            "selector": {"matchLabels": labels},
+            "podMetricsEndpoints": [{"portNumber": ENGINE_PORT, **endpoint, "path": path}],
+        }
         made.append(release.made("PodMonitor", component, read, api=_API, labels=told.labels))
     groups = rules(release.box, first_token_seconds=told.first_token_seconds)
     return [*made, release.made("PrometheusRule", "gateway", {"groups": groups}, api=_API, labels=told.labels)]

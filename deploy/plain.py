@@ -87,7 +87,7 @@ def _deployment(release: Release) -> dict[str, Any]:
         ),
         "workingDir": SOURCE,
         "ports": [{"name": "http", "containerPort": ENGINE_PORT}],
-        "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "256Mi"}},
+        "resources": {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}},
         "securityContext": made.container_security(),
         "startupProbe": made.startup("/health", "http", 60),
         "readinessProbe": probe("/health", "http", period=5),
@@ -107,9 +107,15 @@ def _deployment(release: Release) -> dict[str, Any]:
 
 
 def activate(*, upstream: str, release: Release, start: list[str], port: int = ENGINE_PORT) -> list[str]:
-    """Return the activator's command line."""
+    """Return the activator's command line; `start` says how the upstream is started."""
     told = release.environment
-    return [
-        "python", "-m", "services.cli", "activate", "--listen", f"0.0.0.0:{port}", "--upstream", upstream,
-        "--idle-seconds", str(told.engine.idle_seconds), "--start-seconds", str(told.wake_seconds), *start,
-    ]  # fmt: skip
+    seconds = {
+        "idle": told.engine.idle_seconds,
+        "start": told.wake_seconds,
+        "hold": told.wake_seconds,
+        "stop": told.longest_stream_seconds,
+        "drain": told.longest_stream_seconds,
+    }
+    timed = [word for name, value in seconds.items() for word in (f"--{name}-seconds", str(value))]
+    listen = ["--listen", f"0.0.0.0:{port}", "--upstream", upstream]
+    return ["python", "-m", "services.cli", "activate", *listen, *timed, *start]

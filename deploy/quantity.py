@@ -6,7 +6,7 @@ import re
 from decimal import Decimal
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 _QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|[kMGTPE]|[KMGTPE]i)?$"
 _FACTORS = {
@@ -17,7 +17,18 @@ _FACTORS = {
     **{unit: Decimal(1000**power) for power, unit in enumerate("MGTPE", 2)},
 }
 
-Quantity = Annotated[str, Field(pattern=_QUANTITY, examples=["500m", "6Gi"])]
+
+def _written(told: object) -> object:
+    # YAML reads `cpu: 2` as a number.
+    return f"{told:g}" if isinstance(told, int | float) and not isinstance(told, bool) else told
+
+
+Quantity = Annotated[
+    str,
+    Field(pattern=_QUANTITY),
+    BeforeValidator(_written),
+    WithJsonSchema({"anyOf": [{"type": "string", "pattern": _QUANTITY}, {"type": "number"}], "examples": ["500m", "6Gi"]}),
+]
 
 
 def amount(quantity: str) -> Decimal:

@@ -18,7 +18,7 @@ USER = 1034
 BENTO = "/home/bentoml/bento"
 MODELS = f"{BENTO}/models"
 STATE = "/home/bentoml/state"
-CACHE = "/home/bentoml/cache"
+CACHE = f"{STATE}/cache"
 SHARED_MEMORY = "/dev/shm"  # noqa: S108  a mount, no file
 _PROBE_SECONDS = 5
 

@@ -32,11 +32,6 @@ def rules(box: Box, *, first_token_seconds: float) -> list[dict[str, Any]]:
             "{{ $labels.target }} fails, and is left alone.",
         ),
         _alert(
-            'sum(increase(llm_guard_events_total{action="error"}[10m])) > 0',
-            "0m",
-            "A detector of the guards fails.",
-        ),
-        _alert(
             "LlmBudgetSpent",
             'sum by (kind) (increase(llm_budget_alerts_total{level="hard"}[1h])) > 0',
             "0m",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from deploy.release import CACHE, MODELS, SHARED_MEMORY, STATE, Manifest, Release, container_security, pod_security
+from deploy.release import MODELS, SHARED_MEMORY, STATE, Manifest, Release, container_security, pod_security
 
 Volumes = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 """Volumes of a pod, and where its container has them."""
@@ -38,8 +38,8 @@ def gateway_volumes(release: Release) -> Volumes:
     state = {"persistentVolumeClaim": {"claimName": state_claim(release)}} if kept else {"emptyDir": {}}
     volumes, mounts = weights(release)
     return (
-        [_folder("tmp"), _folder("cache"), {"name": "state", **state}, *volumes],
-        [_mount("tmp", "/tmp"), _mount("cache", CACHE), _mount("state", STATE), *mounts],  # noqa: S108  a mount
+        [_folder("tmp"), {"name": "state", **state}, *volumes],
+        [_mount("tmp", "/tmp"), _mount("state", STATE), *mounts],  # noqa: S108  a mount
     )
 
 
@@ -50,7 +50,7 @@ def engine_volumes(release: Release) -> Volumes:
     volumes, mounts = weights(release)
     return (
         [_folder("tmp"), {"name": "cache", **compiled}, {"name": "shm", "emptyDir": {"medium": "Memory"}}, *volumes],
-        [_mount("tmp", "/tmp"), _mount("cache", CACHE), _mount("shm", SHARED_MEMORY), *mounts],  # noqa: S108  a mount
+        [_mount("tmp", "/tmp"), _mount("cache", STATE), _mount("shm", SHARED_MEMORY), *mounts],  # noqa: S108  a mount
     )
 
 

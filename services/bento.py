@@ -6,6 +6,7 @@ BentoML builds in a folder of its own; what it wrote is normalised and described
 from __future__ import annotations
 
 import json
+import os  # noqa: TID251  only to walk a folder
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ import pathspec
 import yaml
 
 from adapters.manifest import read_manifest as read_adapter
-from services.bundle import LoadedBundle, Model, load_bundle
+from services.bundle import BundleError, LoadedBundle, Model, load_bundle
 from services.digests import DigestCache, file_digests, rows_digest, stored_files
 from services.lock import Lock, bento_version, read_lock
 from services.manifest import (
@@ -41,15 +42,20 @@ if TYPE_CHECKING:
 
 README = "README.md"  # BentoML takes it for the Bento's own
 LOCKED = "env/python/requirements.txt"
+_IGNORED = {"venv", "__pycache__"}  # by BentoML itself
 _SHOWN = 15
 _ELSEWHERE = ("BENTOML_CONFIG", "BENTOML_CONFIG_OPTIONS")
 
 
 def packed_files(root: Path) -> list[Path]:
-    """Return the files that `bentoml build` packs: those that bentofile.yaml's whitelist names."""
+    """Return the files that `bentoml build` packs: those that bentofile.yaml's whitelist names, and .bentoignore does not."""
     build = yaml.safe_load((root / "bentofile.yaml").read_text(encoding="utf-8"))
     spec = pathspec.PathSpec.from_lines("gitignore", build["include"])
-    return [root / name for name in sorted(spec.match_tree_files(root))]
+    found: list[Path] = []
+    for folder, below, names in os.walk(root):
+        below[:] = [name for name in below if not name.startswith(".") and name not in _IGNORED]
+        found += [path for name in names if spec.match_file((path := Path(folder, name)).relative_to(root))]
+    return sorted(found)
 
 
 def version_here() -> str:
@@ -112,7 +118,10 @@ def describe(folder: Path, progress: Progress, target: Target | None = None) -> 
     Raises BentoError where BentoML is not the one that is locked: another one writes other files.
     """
     source = folder / "src"
-    loaded, lock = load_bundle(source / "bundle.yaml", packed=True, target=target), read_lock(source / "bundle.lock")
+    try:
+        loaded, lock = load_bundle(source / "bundle.yaml", packed=True, target=target), read_lock(source / "bundle.lock")
+    except BundleError as error:  # a file that the bundle names does not travel
+        raise BentoError(f"what was packed cannot be opened: {error}; see `include` of bentofile.yaml") from error
     info = yaml.load((folder / "bento.yaml").read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
     pins = locked((folder / LOCKED).read_text(encoding="utf-8"))
     packages = {pin.name: pin.version for pin in pins}
@@ -149,6 +158,7 @@ class _Contents:
         """Return the entry of a model that the engine generates with."""
         folder, facts = self._stored("model", tag)
         judged = folder / "ekiben_model.json"
+        facts["license"] = entry.license or facts["license"]
         return PackedModel(
             **facts, source=entry.source, revision=_revision(entry.source, tag), sha256=entry.sha256,
             recipe=entry.quantization.recipe, quality=json.loads(judged.read_bytes()) if judged.is_file() else {},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +12,13 @@ from bentoml.exceptions import BentoMLException, NotFound
 
 from services.lock import LockError
 from services.manifest import BentoError
+from services.settings import ROOT
 
 
 def stored_path(tag: str) -> Path:
-    """Return the folder of a tag; raises LockError when the store does not have it."""
+    """Return the folder of a tag; raises LockError when neither the Bento around this code nor the store has it."""
+    if (packed := _in_bento(tag)) is not None:
+        return packed
     try:
         return Path(bentoml.models.get(tag).path)
     except NotFound as error:
@@ -22,12 +26,21 @@ def stored_path(tag: str) -> Path:
 
 
 def is_stored(tag: str) -> bool:
-    """Whether the store has that tag."""
+    """Whether that tag is in the Bento around this code, or in the store."""
+    if _in_bento(tag) is not None:
+        return True
     try:
         bentoml.models.get(tag)
     except NotFound:
         return False
     return True
+
+
+def _in_bento(tag: str) -> Path | None:
+    """Return a tag's folder where this code lies in a Bento that has its models with it, as in a container."""
+    name, _, version = tag.partition(":")
+    folder = ROOT.parent / "models" / name / version
+    return folder if (ROOT.parent / "bento.yaml").is_file() and (folder / "model.yaml").is_file() else None
 
 
 def store(tag: str, fill: Callable[[Path], None], *, labels: dict[str, str], metadata: dict[str, object]) -> None:
@@ -81,5 +94,6 @@ def admit(folder: Path, name: str, version: str) -> None:
     try:
         folder.rename(target)
     except OSError as error:
-        raise BentoError(f"{target} cannot be made: {error.strerror}; remove what stands there, and build again") from error
+        remedy = "let tmp and bentos be on one file system" if error.errno == errno.EXDEV else "remove what stands there"
+        raise BentoError(f"{target} cannot be made: {error.strerror}; {remedy}, and build again") from error
     (target.parent / "latest").write_text(version, encoding="utf-8")
