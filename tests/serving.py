@@ -361,7 +361,7 @@ async def composed(  # noqa: PLR0913  as much as there is to replace
 
 
 @asynccontextmanager
-async def serving(  # noqa: PLR0913  as above
+async def serving(
     folder, engine_url, *, collections=None, desks=None, vector=None, timer=None, slots=None, scripts=MIGRATIONS, **settings
 ):
     """Serve the bundle in a folder; `scripts` are the migrations that this version of the box knows."""
