@@ -49,7 +49,7 @@ test-containers: .venv/.dev pack container-tools ## the box as a container: buil
 	$(BIN)/pytest tests/containers
 
 # podman and buildah with what they need, and mmdebstrap, which makes an image of Debian's packages without a registry.
-CONTAINER_TOOLS := podman buildah runc catatonit netavark aardvark-dns iptables fuse-overlayfs slirp4netns uidmap skopeo umoci mmdebstrap debian-archive-keyring
+CONTAINER_TOOLS := podman buildah runc catatonit netavark aardvark-dns iptables fuse-overlayfs slirp4netns uidmap skopeo docker-registry umoci mmdebstrap debian-archive-keyring
 container-tools: ## install podman, buildah and mmdebstrap from Debian, where they are missing and apt-get is there
 	@missing() { for tool in podman buildah runc skopeo umoci mmdebstrap catatonit; do command -v $$tool >/dev/null || echo $$tool; done; }; \
 	[ -z "$$(missing)" ] && exit 0; \
