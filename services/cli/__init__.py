@@ -9,7 +9,10 @@ from rich.table import Table
 
 from services.advice import advise
 from services.bundle import json_schema, located
+from services.cli import adapter, audit, bento, cache, engine, guard, keys, model, prompt, rag, route, usage
+from services.cli import adapter, audit, bento, cache, containerize, guard, keys, model, prompt, rag, route, usage
 from services.cli import adapter, audit, bento, cache, deploy, engine, guard, keys, model, prompt, rag, route, usage
+from services.cli import activate, adapter, audit, bento, cache, engine, guard, keys, model, prompt, rag, route, usage
 from services.cli.console import Bar, BundleOption, DeviceOption, err, fail, load, out, reported, target_of, write_lock
 from services.settings import SettingsError, environment, load_settings
 
@@ -76,4 +79,6 @@ def pack(bundle: BundleOption = None, device: DeviceOption = None) -> None:
     write_lock(lock, bundle)
 
 
+app.command("activate")(activate.activate)
 app.command("usage")(usage.usage)
+app.command("containerize")(containerize.image)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from services.cli.console import Bar, DeviceOption, JsonOption, err, fail, load, out, reported
 
@@ -65,10 +64,8 @@ def bento_list(as_json: JsonOption = False) -> None:  # noqa: FBT002  typer's wa
     if as_json:
         sys.stdout.write(json.dumps(rows) + "\n")
         return
-    table = _table("bento", "model", "")
-    for row in rows:
-        table.add_row(row["tag"], row["model"] or "not from `ekiben bento build`", "this folder's" if row["here"] else "")
-    out.print(table)
+    told = [[row["tag"], row["model"] or "not from `ekiben bento build`", "this folder's" if row["here"] else ""] for row in rows]
+    _print([["bento", "model", ""], *told])
 
 
 @app.command("inspect")
@@ -82,7 +79,7 @@ def bento_inspect(which: Which = None, as_json: JsonOption = False) -> None:  # 
     if as_json:
         sys.stdout.write(json.dumps(manifest.model_dump(exclude_none=True), indent=2, sort_keys=True, ensure_ascii=False) + "\n")
         return
-    table = _table("what", "tag or version", "MB", "")
+    rows = [["what", "tag or version", "MB", ""]]
     for what, stored in manifest.stored().items():
         told = stored.license or ""
         if isinstance(stored, PackedModel):
@@ -91,12 +88,11 @@ def bento_inspect(which: Which = None, as_json: JsonOption = False) -> None:  # 
             told = f"rank {stored.rank}" + (f", accuracy {stored.accuracy}" if stored.accuracy is not None else "")
         elif isinstance(stored, PackedIndex):
             told = f"{stored.chunks} chunks of {stored.documents} documents, {stored.embedder}"
-        table.add_row(what, stored.tag, f"{stored.bytes / 1e6:.1f}", told)
+        rows.append([what, stored.tag, f"{stored.bytes / 1e6:.1f}", told])
     for kind, versions in (("prompt", manifest.prompts), ("policy", manifest.policies)):
-        for name, version in versions.items():
-            table.add_row(f"{kind} {name}", version)
+        rows += [[f"{kind} {name}", version, "", ""] for name, version in versions.items()]
     out.print(f"{manifest.tag}  {digest}", markup=False)
-    out.print(table)
+    _print(rows)
     out.print(
         f"Python {manifest.python}, {len(manifest.packages)} packages with {manifest.hashes} hashes, {len(manifest.files)} files",
         markup=False,
@@ -197,8 +193,8 @@ def _here() -> str:
     return tag_here()
 
 
-def _table(*heads: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for head in heads:
-        table.add_column(head, no_wrap=True, overflow="ignore")
-    return table
+def _print(rows: list[list[str]]) -> None:
+    """Print rows in columns, whole also where the terminal is narrow: tags are there to be copied."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        out.print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), markup=False)

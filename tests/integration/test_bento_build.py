@@ -175,6 +175,8 @@ def test_inspect_tells_what_is_in_it(built, version):
     assert told["indexes"]["handbook"]["chunks"] == 15
     assert told["packages"]["bentoml"]
     assert "assistant" in told["prompts"]
+    printed = ekiben("inspect", built[0].bento(version))
+    assert all(told[part]["tag"] in printed for part in ("model", "names"))  # whole, also in 80 columns
 
 
 def test_the_bill_is_valid(built, version, tmp_path):
