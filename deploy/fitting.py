@@ -45,7 +45,7 @@ def _name(box: Box, environment: Environment) -> list[str]:
     if re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) and len(name) <= _LONGEST_NAME:
         return []
     return [
-        f"name: {name!r} cannot begin the names of a cluster's objects: give one of a-z, 0-9 and -, up to {_LONGEST_NAME} characters"
+        f"name: {name!r} cannot begin the names of a cluster's objects: take a-z, 0-9 and -, up to {_LONGEST_NAME} characters"
     ]
 
 
