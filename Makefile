@@ -1,7 +1,7 @@
 # Two commands suffice: `make serve` sets everything up and serves the demo on http://localhost:3000, `make test` sets
 # everything up and passes the tests. `make` prints the others.
 .DEFAULT_GOAL := help
-.PHONY: help serve pack test redis-server container-tools test-containers test-unit lint build load bench-gateway bench-overhead bench-lora bench-engine bench-features bench-guards lock clean
+.PHONY: help serve pack test redis-server container-tools test-containers test-unit lint build load bench-gateway bench-overhead bench-lora bench-engine bench-features bench-guards bench-coldstart criu test-snapshot lock clean
 
 PYTHON_VERSION ?= 3.11
 HOST ?= 127.0.0.1
@@ -95,6 +95,16 @@ bench-features: .venv/.dev pack ## measure what a bundle may switch on in its en
 
 bench-guards: .venv/.dev pack ## measure what guards cost, and the service for names beside the same model in process
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.guarding
+
+bench-coldstart: .venv/.dev pack ## measure the engine restored from its snapshot beside stock vLLM's cold start (root, criu)
+	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks.coldstart
+
+criu: ## put a current criu into /opt/criu, for snapshots (Debian)
+	deploy/install-criu.sh $(CRIU_PREFIX)
+CRIU_PREFIX ?= /opt/criu
+
+test-snapshot: .venv/.dev pack ## tests of snapshots with a real criu and real vLLM; skipped without (make criu)
+	$(BIN)/pytest tests/integration/test_revival.py tests/e2e/test_snapshot.py
 
 lock: $(UV) ## compile the locks anew, with hashes and without any index's address
 	$(LOCK) pyproject.toml --extra cpu --extra stores --output-file requirements/cpu.txt

@@ -92,7 +92,8 @@ def systemd(
 ) -> None:
     """Write units for systemd: this installation's box on one machine, started when it is asked, stopped when it is idle.
 
-    Copy them to /etc/systemd/system, run `systemctl daemon-reload`, and enable NAME.service, or NAME.socket with --by socket.
+    Copy them to /etc/systemd/system, bring the model store's `models` to /var/lib/NAME/bentoml, run `systemctl daemon-reload`,
+    and enable NAME.service, or NAME.socket with --by socket.
     """
     from deploy.systemd import BadUnit, SystemdBox, units
 
@@ -103,6 +104,7 @@ def systemd(
             SystemdBox(
                 (bentoml, "serve", "services.gateway:Gateway", "--host", host, "--port", port),
                 python=sys.executable, folder=str(ROOT), name=name, listen=listen, address=address, idle_seconds=idle_seconds,
+                environment={"BENTOML_HOME": f"/var/lib/{name}/bentoml"},
                 environment_file=str(environment_file) if environment_file else None,
             ),
             by=by,

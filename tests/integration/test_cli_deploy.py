@@ -172,7 +172,9 @@ def test_units_are_written_for_systemd(tmp_path):
         0, ["ekiben-box.service", "ekiben.service", "ekiben.socket"],
     )  # fmt: skip
     assert "--exit-idle-time=60s" in (tmp_path / "ekiben.service").read_text(encoding="utf-8")
-    assert "services.gateway:Gateway" in (tmp_path / "ekiben-box.service").read_text(encoding="utf-8")
+    box = (tmp_path / "ekiben-box.service").read_text(encoding="utf-8")
+    assert "services.gateway:Gateway" in box
+    assert "BENTOML_HOME=/var/lib/ekiben/bentoml" in box
 
 
 def test_units_that_cannot_be_are_told():
