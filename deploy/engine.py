@@ -41,8 +41,9 @@ def container(release: Release, *, port_name: str = "http", probed: str | int | 
         "env": _environment(release),
         "resources": resources(told.engine.resources, {gpu.resource: str(gpu.count)} if gpu else None, whole=True),
         "securityContext": made.container_security(),
-        "startupProbe": startup("/health", asked, told.start_seconds),
-        "readinessProbe": probe("/health", asked, period=5),
+        # Somebody waits for it: a second between two looks is a second that a start takes longer.
+        "startupProbe": startup("/health", asked, told.start_seconds, period=1),
+        "readinessProbe": probe("/health", asked, period=1, failures=10),
         "livenessProbe": probe("/health", asked, period=15, failures=4),
         "volumeMounts": engine_volumes(release)[1],
     }
