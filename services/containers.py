@@ -300,7 +300,7 @@ def _run(command: Sequence[str], tell: Callable[[str], None]) -> str | None:
                         last = told
                 return last if running.wait() else None
         except BaseException:
-            running.send_signal(signal.SIGINT)
+            running.terminate()
             with suppress(subprocess.TimeoutExpired):
                 running.wait(_SECONDS_TO_END)
             running.kill()
