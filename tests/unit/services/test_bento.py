@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from services import bento, store
+from services import bento, packed, store
 from services.cli import app
 from services.manifest import BentoError
 
