@@ -107,7 +107,9 @@ def main() -> None:
     quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
     stock = [measure(stock_words, port, name, quiet) for _ in range(told.starts)]
     here = {"EKIBEN_ENGINE_PORT": str(port)}
-    restored = [measure([*cli, "restore", "--or-fail"], port, name, here) for _ in range(told.restores)]
+    restored = [
+        measure([sys.executable, "-m", "services.restoring", "--or-fail"], port, name, here) for _ in range(told.restores)
+    ]
     cold, warm = (statistics.median(start.seconds for start in starts) for starts in (stock, restored))
     report = {
         "stock_seconds": [round(start.seconds, 2) for start in stock],

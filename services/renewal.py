@@ -61,6 +61,7 @@ def close_listeners() -> None:
 def trim() -> None:
     """Give memory that was freed back to the kernel: what is not there is not dumped."""
     gc.collect()
+    gc.freeze()  # the server collects all of this again when it starts, which takes half a second
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)

@@ -23,6 +23,7 @@ from deploy.revival import Handover, Program, RevivalFailed, dump, revive
 from deploy.snapshot import IMAGES, MANIFEST, Facts, Manifest, SnapshotError, being_made, described, missing, read, read_all
 from services.layout import Layout, Machine, cpu_name, this_machine
 from services.lock import read_lock
+from services.packed import version_here
 from services.settings import ROOT, environment
 from services.target import find_device, find_target
 
@@ -54,8 +55,6 @@ def box_version(root: Path = ROOT) -> str:
     if built.is_file():
         made = yaml.safe_load(built.read_text(encoding="utf-8"))
         return f"{made['name']}:{made['version']}"
-    from services.bento import version_here
-
     return version_here()
 
 

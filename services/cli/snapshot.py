@@ -74,25 +74,15 @@ def restore(
     EKIBEN_ENGINE_HOST and EKIBEN_ENGINE_PORT and asks for EKIBEN_ENGINE_KEY, as `ekiben engine serve` does, which is also what
     the cold start is. SIGTERM ends the engine with all that it started, and the exit status is the engine's.
 
-    What scale to zero runs: ekiben activate --command 'ekiben snapshot restore'
+    `python -m services.restoring` is the same, up half a second sooner: what scale to zero runs as its --command.
     """
-    from deploy import namespace
-    from deploy.criu import CriuFailed
-    from deploy.revival import RevivalFailed
-    from deploy.snapshot import SnapshotError
-    from services import snapshots
+    from services import restoring
 
-    settings = load_settings()
     try:
-        with reported():
-            criu = _criu(settings)
-            folder, manifest = snapshots.find(settings, criu, name)
-            engine = snapshots.restore(settings, criu, folder, manifest)
-    except (CriuFailed, RevivalFailed, SnapshotError) as error:
-        if not or_start:
-            fail(str(error))
-        _start_cold(str(error))
-    raise typer.Exit(namespace.wait(engine))
+        status = restoring.serve(load_settings(), name, or_start=or_start)
+    except restoring.REASONS as error:
+        fail(str(error))
+    raise typer.Exit(status)
 
 
 @app.command("verify")
@@ -174,16 +164,6 @@ def _criu(settings: Settings) -> Criu:
     from deploy.criu import find_criu
 
     return find_criu(settings.criu)
-
-
-def _start_cold(reason: str) -> NoReturn:
-    from services.cli.engine import serve
-    from services.telemetry import configure_logs, log
-
-    configure_logs()
-    log.warning("the engine starts cold", reason=reason)
-    serve(show=False)
-    raise AssertionError
 
 
 def _row(manifest: Manifest) -> dict[str, Any]:

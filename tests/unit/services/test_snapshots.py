@@ -115,17 +115,18 @@ def command_line(settings, monkeypatch):
         raise CriuFailed("criu is not on this machine")
 
     monkeypatch.setattr("deploy.criu.find_criu", none)
+    monkeypatch.setattr("services.restoring.find_criu", none)
     monkeypatch.setattr(command, "load_settings", lambda: settings)
     return lambda *words: CliRunner().invoke(app, ["snapshot", *words])
 
 
 def test_without_criu_the_engine_starts_cold_and_the_log_says_why(command_line, monkeypatch):
     started = []
-    monkeypatch.setattr("services.cli.engine.serve", lambda *, show: started.append(show) or sys.exit(3))
+    monkeypatch.setattr("services.restoring.become", lambda program, *_: started.append(program[1:]) or sys.exit(3))
 
     done = command_line("restore", "--or-start")
 
-    assert started == [False]
+    assert started == [["-m", "services.cli", "engine", "serve"]]
     assert done.exit_code == 3
     assert json.loads(done.stdout.splitlines()[-1])["reason"] == "criu is not on this machine"
 
