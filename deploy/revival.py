@@ -92,7 +92,8 @@ def dump(criu: Criu, program: Program, images: Path, *, limit: float) -> Dumped:
 def revive(criu: Criu, folder: Path, manifest: Manifest, told: Handover, *, output: int = 1) -> int:
     """Continue a snapshot, and return the process to wait for (`namespace.wait`) once it answers. Raises RevivalFailed.
 
-    `output` is the descriptor that its standard output goes to. Until it answers, the caller's end is its end; afterwards also. A signal that the process gets goes to the engine.
+    `output` is the descriptor that its standard output goes to. Until it answers, the caller's end is its end; afterwards also.
+    A signal that the process gets goes to the engine.
     """
 
     def first(report: int) -> int:
