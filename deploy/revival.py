@@ -89,16 +89,17 @@ def dump(criu: Criu, program: Program, images: Path, *, limit: float) -> Dumped:
     return Dumped(said["process"], tuple(said["descriptors"]), said["start_seconds"])
 
 
-def revive(criu: Criu, folder: Path, manifest: Manifest, told: Handover) -> int:
+def revive(criu: Criu, folder: Path, manifest: Manifest, told: Handover, *, output: int = 1) -> int:
     """Continue a snapshot, and return the process to wait for (`namespace.wait`) once it answers. Raises RevivalFailed.
 
-    Until it answers, the caller's end is its end; afterwards also. A signal that the process gets goes to the engine.
+    `output` is the descriptor that its standard output goes to. Until it answers, the caller's end is its end; afterwards also.
+    A signal that the process gets goes to the engine.
     """
 
     def first(report: int) -> int:
         _end_at_once()
         try:
-            _continued(criu, folder, manifest, told)
+            _continued(criu, folder, manifest, told, output)
         except (CriuFailed, RevivalFailed, OSError) as error:
             return _say(report, {"failure": str(error)})
         _pass_signals_on(manifest.process)
@@ -147,9 +148,9 @@ def _forget_files() -> None:
             path.unlink()
 
 
-def _continued(criu: Criu, folder: Path, manifest: Manifest, told: Handover) -> None:
+def _continued(criu: Criu, folder: Path, manifest: Manifest, told: Handover, output: int) -> None:
     listen, hand = os.pipe()
-    given = dict(zip(manifest.descriptors, (listen, os.dup(1), os.dup(2)), strict=True))
+    given = dict(zip(manifest.descriptors, (listen, os.dup(output), os.dup(2)), strict=True))
     with tempfile.TemporaryDirectory(dir=namespace.SCRATCH) as work:
         criu.restore(folder / IMAGES, Path(work), given)
     for descriptor in given.values():

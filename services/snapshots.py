@@ -124,7 +124,8 @@ def try_out(criu: Criu, folder: Path, manifest: Manifest) -> None:
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    namespace.end(revive(criu, folder, manifest, Handover("127.0.0.1", port, None)), seconds=_LONGEST_WAIT)
+    told = Handover("127.0.0.1", port, None)
+    namespace.end(revive(criu, folder, manifest, told, output=2), seconds=_LONGEST_WAIT)  # our output is for --json
 
 
 def _program(settings: Settings) -> tuple[Program, list[str]]:
