@@ -15,6 +15,9 @@ from aiohttp import web
 
 async def answer(request: web.Request) -> web.StreamResponse:
     """Answer a chat completion by `max_tokens` numbered words, with the name of the pod as the model's fingerprint."""
+    key = os.environ.get("EKIBEN_ENGINE_KEY")
+    if key and request.headers.get("Authorization") != f"Bearer {key}":
+        return web.json_response({"error": {"message": "not the engine's key", "type": "x", "code": None}}, status=401)
     told = await request.json()
     words, pace, pod = told.get("max_tokens") or 8, request.app["pace"], os.environ.get("HOSTNAME", "")
     base = {"id": "chatcmpl-0", "created": 0, "model": told.get("model"), "system_fingerprint": pod}
@@ -27,7 +30,7 @@ async def answer(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     await response.prepare(request)
 
-    async def send(choices, **more):
+    async def send(choices: list[dict], **more: dict) -> None:
         event = json.dumps({**base, "object": "chat.completion.chunk", "choices": choices, **more})
         await response.write(f"data: {event}\n\n".encode())
 
@@ -42,10 +45,12 @@ async def answer(request: web.Request) -> web.StreamResponse:
 
 
 async def health(_request: web.Request) -> web.Response:
+    """Answer once it can be asked."""
     return web.Response()
 
 
 async def models(_request: web.Request) -> web.Response:
+    """List the one model."""
     return web.json_response({"object": "list", "data": [{"id": "stand-in", "object": "model", "parent": None}]})
 
 
@@ -69,5 +74,5 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, default=8421)
     parser.add_argument("--load-seconds", type=float, default=0.0, help="before it listens")
     parser.add_argument("--pace", type=float, default=0.05, help="seconds from word to word")
-    told = parser.parse_args()
-    asyncio.run(serve(told.port, told.load_seconds, told.pace))
+    arguments = parser.parse_args()
+    asyncio.run(serve(arguments.port, arguments.load_seconds, arguments.pace))
