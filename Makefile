@@ -1,7 +1,7 @@
 # Two commands suffice: `make serve` sets everything up and serves the demo on http://localhost:3000, `make test` sets
 # everything up and passes the tests. `make` prints the others.
 .DEFAULT_GOAL := help
-.PHONY: help serve pack test redis-server test-unit lint build load bench-gateway bench-overhead bench-lora bench-engine bench-features bench-guards lock clean
+.PHONY: help serve pack test redis-server container-tools test-containers test-unit lint build load bench-gateway bench-overhead bench-lora bench-engine bench-features bench-guards lock clean
 
 PYTHON_VERSION ?= 3.11
 HOST ?= 127.0.0.1
@@ -44,6 +44,23 @@ redis-server:
 			{ $$install || { apt-get update && $$install; }; } </dev/null >/dev/null 2>&1; \
 			[ -z "$$made" ] || rm -f $$policy; }; \
 		command -v redis-server >/dev/null || echo "no redis-server: tests of limits over replicas will be skipped"; }
+
+test-containers: .venv/.dev pack container-tools ## the box as a container: built without a network, read-only root, end to end (6 minutes)
+	$(BIN)/pytest tests/containers
+
+# podman and buildah with what they need, and mmdebstrap, which makes an image of Debian's packages without a registry.
+CONTAINER_TOOLS := podman buildah runc catatonit netavark aardvark-dns iptables fuse-overlayfs slirp4netns uidmap skopeo umoci mmdebstrap debian-archive-keyring
+container-tools: ## install podman, buildah and mmdebstrap from Debian, where they are missing and apt-get is there
+	@missing() { for tool in podman buildah runc skopeo umoci mmdebstrap catatonit; do command -v $$tool >/dev/null || echo $$tool; done; }; \
+	[ -z "$$(missing)" ] && exit 0; \
+	policy=/usr/sbin/policy-rc.d; made=; install="apt-get install -y --no-install-recommends $(CONTAINER_TOOLS)"; \
+	[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && { \
+		[ -e $$policy ] || { printf '#!/bin/sh\nexit 101\n' >$$policy && chmod +x $$policy && made=1; }; \
+		export DEBIAN_FRONTEND=noninteractive; \
+		{ $$install || { apt-get update && $$install; }; } </dev/null >/dev/null 2>&1; \
+		[ -z "$$made" ] || rm -f $$policy; }; \
+	[ -z "$$(missing)" ] || { echo "MISSING: $$(missing | tr '\n' ' ')- tests of containers will be skipped;"; \
+		echo "as root on Debian: apt-get install $(CONTAINER_TOOLS)"; }
 
 test-unit: .venv/.dev ## unit tests only: seconds, no network, no engine
 	$(BIN)/pytest tests/unit

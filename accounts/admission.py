@@ -51,6 +51,8 @@ class Admission:
         self._turns = 0
         self._running = 0
         self._waiting = 0
+        self._limits: dict[asyncio.Timeout, tuple[float, float]] = {}  # since when each waits, and how long it may
+        self._longer = self._prolonged_at = 0.0
         self._freed_at: float | None = None
         self._between = 1.0
 
@@ -63,6 +65,21 @@ class Admission:
     def waiting(self) -> int:
         """Requests in the queue."""
         return self._waiting
+
+    def prolong(self, seconds: float) -> None:
+        """Let everybody wait so much longer, while the engine starts; with 0, that time is not counted from now on."""
+        now = asyncio.get_running_loop().time()
+        if self._longer and not seconds:
+            self._limits = {
+                limit: (began + now - max(began, self._prolonged_at), patience)
+                for limit, (began, patience) in self._limits.items()
+            }
+        elif not self._longer:
+            self._prolonged_at = now
+        self._longer = seconds
+        for limit, (began, patience) in self._limits.items():
+            if not limit.expired():
+                limit.reschedule(began + patience + seconds)
 
     @asynccontextmanager
     async def slot(self, tenant: str, at_most: float | None = None) -> AsyncGenerator[float]:
@@ -85,9 +102,14 @@ class Admission:
             self._turns = self._weight(tenant)
         self._queues.setdefault(tenant, deque()).append(turn)
         self._waiting += 1
+        patience = self.deadline_seconds if at_most is None else min(at_most, self.deadline_seconds)
         try:
-            async with asyncio.timeout(self.deadline_seconds if at_most is None else min(at_most, self.deadline_seconds)):
-                await turn
+            async with asyncio.timeout(patience + self._longer) as limit:
+                self._limits[limit] = asyncio.get_running_loop().time(), patience
+                try:
+                    await turn
+                finally:
+                    del self._limits[limit]
         except TimeoutError:
             if turn.cancelled():
                 self._drop(tenant, turn)

@@ -97,7 +97,7 @@ def _analyzer() -> AnalyzerEngine:
     import tldextract
 
     with without("torch"), without("transformers"):
-        from presidio_analyzer import AnalyzerEngine, LocalRecognizer, RecognizerRegistry, RecognizerResult
+        from presidio_analyzer import AnalyzerEngine, ContextAwareEnhancer, LocalRecognizer, RecognizerRegistry, RecognizerResult
         from presidio_analyzer import predefined_recognizers as stock
         from presidio_analyzer.nlp_engine import NoOpNlpEngine
 
@@ -124,6 +124,17 @@ def _analyzer() -> AnalyzerEngine:
                 for start, end, score in pattern.find(text)
             ]
 
+    class AsFound(ContextAwareEnhancer):
+        """Scores stay: our patterns look at what stands beside; Presidio, which asks lemmas, would copy every result."""
+
+        def __init__(self) -> None:
+            super().__init__(0.0, 0.0, 0, 0)
+
+        def enhance_using_context(self, text: str, raw_results: list[Any], *_: Any, **__: Any) -> list[Any]:
+            """Return the results."""
+            del text
+            return raw_results
+
     registry = RecognizerRegistry(supported_languages=["en"])
     glued: list[Any] = [stock.EmailRecognizer(), stock.IbanRecognizer()]
     for recognizer in glued:
@@ -136,7 +147,7 @@ def _analyzer() -> AnalyzerEngine:
         registry.add_recognizer(Ours(entity, patterns))
     nlp_engine = NoOpNlpEngine(models=[{"lang_code": "en", "model_name": "none"}])
     nlp_engine.load()
-    return AnalyzerEngine(registry=registry, nlp_engine=nlp_engine, supported_languages=["en"])
+    return AnalyzerEngine(registry=registry, nlp_engine=nlp_engine, supported_languages=["en"], context_aware_enhancer=AsFound())
 
 
 @contextmanager

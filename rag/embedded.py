@@ -13,7 +13,7 @@ from langchain_core.embeddings import Embeddings
 from rag.access import Access
 from rag.lexical import Bm25
 from rag.rows import ROW_ID, Rows
-from rag.store import ANN_ROWS, BATCH, EMPTY, ChunkStore, completed, searched
+from rag.store import ANN_ROWS, BATCH, EMPTY, ChunkStore, Near, completed, searched
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -108,22 +108,24 @@ class EmbeddedStore(ChunkStore):
             return [_document(row) for row in self._rows.with_ids(ids)]
         return [_document(row) for row in self._table.search().where(f"id IN ({_quoted(ids)})").limit(len(ids)).to_list()]
 
-    def nearest(self, vector: list[float], k: int, access: Access | None) -> list[tuple[Document, float]]:
-        """Return the k texts nearest to a vector with their cosine similarity."""
+    def nearest(self, vector: list[float], k: int, access: Access | None) -> list[Near]:
+        """Return the k texts nearest to a vector, the nearest first."""
         if self._table is None:
             return []
         if self._rows is not None and self._owners is not None:
             places, cosines = self._rows.nearest(vector, k, self._near(self._rows, self._owners, vector, k, access))
-            return list(zip(map(_document, self._rows.at(places)), cosines.tolist(), strict=True))
+            found = map(_document, self._rows.at(places))
+            return list(map(Near, found, cosines.tolist(), self._rows.vectors[places]))
         # Written to since it was finished, or finished by a former version.
-        search = self._table.search(vector).distance_type("cosine").refine_factor(_REFINED).limit(k).select([*_TOLD, "_distance"])
+        search = self._table.search(vector).distance_type("cosine").refine_factor(_REFINED).limit(k)
+        search = search.select([*_TOLD, "vector", "_distance"])
         if access is not None:
             search = search.where(_allowed(access), prefilter=True)
         rows = search.to_list()
         if len(rows) < k < self.count():
             # The approximate index gave up among chunks that may not be seen.
             rows = search.bypass_vector_index().to_list()
-        return [(_document(row), 1.0 - float(row["_distance"])) for row in rows]
+        return [Near(_document(row), 1.0 - float(row["_distance"]), row["vector"]) for row in rows]
 
     def _near(self, rows: Rows, owners: _Owners, vector: list[float], k: int, access: Access | None) -> Any:
         """Return the places of the rows that are worth comparing; None for all."""

@@ -200,7 +200,7 @@ def evaluate(
             vector = bench.vectors[query]
             found = {
                 "bm25": list(store.matching(text, DEPTH, None)),
-                "dense": [str(chunk.id) for chunk, _ in store.nearest(vector, DEPTH, None)],
+                "dense": [str(near.document.id) for near in store.nearest(vector, DEPTH, None)],
                 **{name: [str(chunk.id) for chunk in hybrid.search(text, vector)] for name, hybrid in hybrids.items()},
             }
             for system, chunks in found.items():

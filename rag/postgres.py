@@ -24,7 +24,7 @@ from psycopg_pool import ConnectionPool
 from rag.access import Access
 from rag.embedding import NoEmbeddings
 from rag.lexical import tokens, weights
-from rag.store import ANN_ROWS, BATCH, EMPTY, ChunkStore, StoreError, completed, searched
+from rag.store import ANN_ROWS, BATCH, EMPTY, ChunkStore, Near, StoreError, completed, searched
 from rag.versions import Version, Versions
 
 _TIMEOUT = 5  # seconds for a connection
@@ -263,13 +263,13 @@ class PostgresStore(ChunkStore):
         """Return the texts with these ids."""
         return self._documents(SQL("c.id = ANY(%(ids)s)"), {"ids": list(ids)}, None)
 
-    def nearest(self, vector: list[float], k: int, access: Access | None) -> list[tuple[Document, float]]:
-        """Return the k texts nearest to a vector with their cosine similarity."""
+    def nearest(self, vector: list[float], k: int, access: Access | None) -> list[Near]:
+        """Return the k texts nearest to a vector, the nearest first."""
         import numpy as np
 
         asked = {"vector": np.asarray(vector, np.float32), "k": k, **_told(access)}
         query = self._sql(
-            "SELECT {told}, 1 - (c.vector <=> %(vector)s) AS score FROM {chunks} c WHERE {allowed}"
+            "SELECT {told}, c.vector, 1 - (c.vector <=> %(vector)s) AS score FROM {chunks} c WHERE {allowed}"
             " ORDER BY c.vector <=> %(vector)s LIMIT %(k)s",
             told=_TOLD, allowed=_allowed(access),
         )  # fmt: skip
@@ -284,7 +284,7 @@ class PostgresStore(ChunkStore):
                 # The approximate index gives up after 20,000 chunks that may not be seen.
                 cursor.execute("SET LOCAL enable_indexscan = off")
                 rows = cursor.execute(query, asked).fetchall()
-        return [(_document(row), float(row["score"])) for row in rows]
+        return [Near(_document(row), float(row["score"]), _array(row["vector"])) for row in rows]
 
     def matching(self, question: str, k: int, access: Access | None) -> dict[str, float]:
         """Return id -> BM25 score for the k best texts that share a term with the question."""

@@ -19,7 +19,7 @@ from qdrant_client.http.exceptions import ApiException
 from rag.access import Access
 from rag.embedding import NoEmbeddings
 from rag.lexical import tokens, weights
-from rag.store import EMPTY, ChunkStore, StoreError, completed, searched
+from rag.store import EMPTY, ChunkStore, Near, StoreError, completed, searched
 from rag.versions import Version, Versions
 
 _REGISTRY = "ekiben-versions"
@@ -158,7 +158,7 @@ class QdrantStore(ChunkStore):
 
         with _reported():
             for points in _scrolled(self._client, self._name, None):
-                dense: list[Any] = [(point.vector or {})[_DENSE] for point in points]  # pyright: ignore[reportArgumentType, reportCallIssue]
+                dense: list[Any] = [_vector(point) for point in points]
                 yield [_document(point) for point in points], np.array(dense, dtype=np.float32)
 
     def count(self) -> int:
@@ -177,10 +177,11 @@ class QdrantStore(ChunkStore):
         with _reported():
             return [_document(point) for point in self._client.retrieve(self._name, [_uuid(i) for i in ids])]
 
-    def nearest(self, vector: list[float], k: int, access: Access | None) -> list[tuple[Document, float]]:
-        """Return the k texts nearest to a vector with their cosine similarity."""
+    def nearest(self, vector: list[float], k: int, access: Access | None) -> list[Near]:
+        """Return the k texts nearest to a vector, the nearest first."""
         length = math.hypot(*vector) or 1.0
-        return [(_document(p), p.score) for p in self._best([x / length for x in vector], _DENSE, k, access, payload=True)]
+        points = self._best([x / length for x in vector], _DENSE, k, access, payload=True)
+        return [Near(_document(point), point.score, _vector(point)) for point in points]
 
     def matching(self, question: str, k: int, access: Access | None) -> dict[str, float]:
         """Return id -> BM25 score for the k best texts that share a term with the question."""
@@ -195,8 +196,9 @@ class QdrantStore(ChunkStore):
     def _best(self, query: Any, using: str, k: int, access: Access | None, *, payload: Any) -> list[models.ScoredPoint]:
         with _reported():
             return self._client.query_points(
-                self._name, query=query, using=using, limit=k, query_filter=_allowed(access), with_payload=payload
-            ).points
+                self._name, query=query, using=using, limit=k, query_filter=_allowed(access), with_payload=payload,
+                with_vectors=[_DENSE] if using == _DENSE else False,
+            ).points  # fmt: skip
 
     def of_sections(self, parents: Sequence[str], positions: Sequence[int], access: Access | None) -> list[Document]:
         """Return the chunks of these sections that stand at one of these positions."""
@@ -239,6 +241,10 @@ def _scrolled(client: QdrantClient, name: str, mine: models.Filter | None) -> It
             yield points
         if start is None:
             return
+
+
+def _vector(point: models.ScoredPoint | models.Record) -> Any:
+    return (point.vector or {})[_DENSE]  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def _document(point: Any) -> Document:

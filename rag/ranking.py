@@ -12,10 +12,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from langchain_core.documents import BaseDocumentCompressor, Document
@@ -34,6 +34,9 @@ STANDS_OUT = 0.25
 """By how much of the best words' score the fifth is behind, for words to be trusted fully. Where many chunks have the question's
 words, it is the meaning that tells them apart: the reranker counts less then, and vectors more."""
 MEANING = 0.8  # how much more: 0.5 becomes 0.7
+FEEDBACK, BEST = 0.5, 5
+"""Weight of the likeness to the BEST first chunks (pseudo-relevance feedback), where no chunk stands out by its words: then
+there are several that answer, and they are like each other."""
 SIGHT = 5
 RERANKED = 50  # candidates that are looked at; the others are left out
 _SENTENCE = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；])|\n+")
@@ -64,12 +67,14 @@ class Ranking:
 class Candidates:
     """The cosine similarity of chunks that vectors found, by id, and the BM25 score of those that words found.
 
-    `documents` holds the chunks themselves, at least the best RERANKED by fusion that are still there.
+    `documents` holds the chunks themselves, at least the best RERANKED by fusion that are still there; `vectors` those of what
+    vectors found (float32, dimensions).
     """
 
     documents: dict[str, Document]
     cosines: dict[str, float]
     words: dict[str, float]
+    vectors: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,11 +109,28 @@ def fuse(scaled: Mapping[str, tuple[float, float]], dense_weight: float) -> list
     return sorted(scaled, key=lambda name: (-dense_weight * scaled[name][0] - (1 - dense_weight) * scaled[name][1], name))
 
 
-def trust(scaled: Mapping[str, tuple[float, float]], dense_weight: float) -> tuple[float, float]:
-    """Return the weights of the dense score and of the lexical reranker for one question: by how far a chunk stands out."""
+def apart(scaled: Mapping[str, tuple[float, float]]) -> float:
+    """Return from 0 to 1 how far a chunk stands out by its words."""
     words = sorted((words for _, words in scaled.values()), reverse=True)
-    apart = min(1.0, (words[0] - words[min(4, len(words) - 1)]) / STANDS_OUT) if words else 1.0
+    return min(1.0, (words[0] - words[min(4, len(words) - 1)]) / STANDS_OUT) if words else 1.0
+
+
+def trust(dense_weight: float, apart: float) -> tuple[float, float]:
+    """Return the weights of the dense score and of the lexical reranker for one question."""
     return dense_weight + MEANING * dense_weight * (1 - dense_weight) * (1 - apart), LEXICAL_SHARE * apart
+
+
+def feedback(order: Mapping[str, float], vectors: Mapping[str, Any]) -> dict[str, float]:
+    """Return id -> likeness from 0 to 1 to the BEST first of an order, each counted by its score; 0 for what has no vector."""
+    import numpy as np
+
+    known = [name for name in sorted(order, key=lambda name: -order[name]) if name in vectors]
+    if len(known) < BEST:
+        return {}
+    rows = np.asarray([vectors[name] for name in known], dtype=np.float32)
+    likeness = rows @ (np.asarray([max(order[name], 0.0) for name in known[:BEST]], dtype=np.float32) @ rows[:BEST])
+    low, span = likeness.min(), np.ptp(likeness)
+    return dict(zip(known, ((likeness - low) / span).tolist(), strict=True)) if span > 0 else {}
 
 
 @dataclass(frozen=True)
@@ -129,14 +151,23 @@ def rank(found: Candidates, question: str, *, dense_weight: float, rerank: bool)
     """Return the best RERANKED of the candidates, best first: by fusion, or in the better order of the lexical reranker."""
     weights, scaled = load_weights(), scale(found)
     names = [name for name in fuse(scaled, dense_weight)[:RERANKED] if name in found.documents]
-    lexical = 0.0
+    stands_out, lexical, share = apart(scaled), 0.0, 0.0
     if rerank:
-        dense_weight, lexical = trust(scaled, dense_weight)
-    ranked: list[Ranked] = []
-    for name, features in zip(names, measure(found, scaled, question, names), strict=True):
-        dense, words = scaled[name]
-        order = dense_weight * dense + (1 - dense_weight) * words + lexical * _sum(weights.order, features)
-        ranked.append(Ranked(found.documents[name], order, _odds(weights.bias + _sum(weights.relevance, features))))
+        share = FEEDBACK * (1 - stands_out) * 4 * dense_weight * (1 - dense_weight)  # none where one side alone is wanted
+        dense_weight, lexical = trust(dense_weight, stands_out)
+    features = dict(zip(names, measure(found, scaled, question, names), strict=True))
+    order = {
+        name: dense_weight * scaled[name][0]
+        + (1 - dense_weight) * scaled[name][1]
+        + lexical * _sum(weights.order, features[name])
+        for name in names
+    }
+    if share and (likeness := feedback(order, found.vectors)):
+        order = {name: (1 - share) * value + share * likeness.get(name, 0.0) for name, value in order.items()}
+    ranked = [
+        Ranked(found.documents[name], order[name], _odds(weights.bias + _sum(weights.relevance, features[name])))
+        for name in names
+    ]
     if not rerank:
         return ranked
     best = sorted(ranked, key=lambda one: -one.order)

@@ -53,9 +53,11 @@ class HybridRetriever(BaseRetriever):
         """Return what words or vectors find, with the chunks themselves as far as `rank` looks at them."""
         near = self.store.nearest(vector, CANDIDATES, self.access)
         words = self.store.matching(query, CANDIDATES, self.access)
+        by_id = {str(one.document.id): one for one in near}
         found = Candidates(
-            {str(document.id): document for document, _ in near}, {str(document.id): score for document, score in near}, words
-        )
+            {name: one.document for name, one in by_id.items()}, {name: one.cosine for name, one in by_id.items()}, words,
+            {name: one.vector for name, one in by_id.items()},
+        )  # fmt: skip
         best = fuse(scale(found), self.dense_weight)[:RERANKED]
         missing = [identity for identity in best if identity not in found.documents]
         found.documents.update({str(document.id): document for document in self.store.get_by_ids(missing)})

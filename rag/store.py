@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
@@ -25,6 +25,14 @@ BATCH = 1_000
 
 class StoreError(RuntimeError):
     """A store cannot be reached or used; the message says which and what to do."""
+
+
+class Near(NamedTuple):
+    """A chunk that vectors found: its cosine similarity to the question, and its vector (float32, dimensions)."""
+
+    document: Document
+    cosine: float
+    vector: Any
 
 
 class ChunkStore(VectorStore):
@@ -59,8 +67,8 @@ class ChunkStore(VectorStore):
         """Return how many chunks there are."""
 
     @abstractmethod
-    def nearest(self, vector: list[float], k: int, access: Access | None) -> list[tuple[Document, float]]:
-        """Return the k texts nearest to a vector with their cosine similarity."""
+    def nearest(self, vector: list[float], k: int, access: Access | None) -> list[Near]:
+        """Return the k texts nearest to a vector, the nearest first."""
 
     @abstractmethod
     def matching(self, question: str, k: int, access: Access | None) -> dict[str, float]:
@@ -88,7 +96,7 @@ class ChunkStore(VectorStore):
 
     def similarity_search(self, query: str, k: int = 4, *, access: Access | None = None, **_: Any) -> list[Document]:
         """Return the k texts nearest to the question."""
-        return [document for document, _score in self.nearest(self._embeddings.embed_query(query), k, access)]
+        return [near.document for near in self.nearest(self._embeddings.embed_query(query), k, access)]
 
     @classmethod
     def from_texts(cls, texts: list[str], embedding: Embeddings, metadatas: list[dict[str, Any]] | None = None, **_: Any) -> Any:

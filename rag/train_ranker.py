@@ -22,7 +22,7 @@ import yaml
 from rag.evaluate import Indexed, PooledEmbeddings, indexed, query_vectors
 from rag.judgements import Judged, read_judged
 from rag.metrics import judge
-from rag.ranking import FEATURES, RERANKED, Candidates, fuse, measure, scale, trust
+from rag.ranking import FEATURES, RERANKED, Candidates, apart, fuse, measure, scale, trust
 from rag.retriever import HybridRetriever
 
 SETS = {
@@ -80,7 +80,7 @@ def queries_of(judged: Judged, bench: Indexed, asked: Judged, vectors: dict[str,
         candidates: Candidates = retriever.candidates(text, vectors[name])
         scaled = scale(candidates)
         names = fuse(scaled, DENSE_WEIGHT)
-        dense_weight, lexical = trust(scaled, DENSE_WEIGHT)
+        dense_weight, lexical = trust(DENSE_WEIGHT, apart(scaled))
         best = names[:RERANKED]
         features = measure(candidates, scaled, text, best)
         grades = asked.grades[name] if every else {}

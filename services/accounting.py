@@ -15,12 +15,12 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from accounts import budgets, prices
-from accounts.audit import AuditFailed, AuditLog, Entry
+from accounts.audit import AuditFailed, AuditLog, Entry, Outcome
 from accounts.budgets import Budget
 from accounts.database import DatabaseUnavailable
 from accounts.ledger import Ledger, Spend
 from accounts.prices import Price
-from accounts.rates import RateExceeded, Rates
+from accounts.rates import Hold, RateExceeded, Rates
 from accounts.windows import Limits, Subject
 from services import terms
 from services.errors import AuditUnavailable, BudgetExceeded, BudgetUnavailable, RateLimited
@@ -55,20 +55,37 @@ class Accounting:
 
         What it took is settled by the record when the block is left.
         """
-        self._check_audit()
+        self.check_audit()
+        subjects = [Subject("route", route.name, _limits(route.limits)), *self._callers(route.caller)]
+        async with self._held(subjects, tokens + answer_tokens) as hold:
+            record.headers |= hold.headers()
+            try:
+                async with self._reserved(route, record, tokens, answer_tokens):
+                    yield
+            finally:
+                hold.settle(record.prompt_tokens + record.completion_tokens)
+
+    @asynccontextmanager
+    async def embedding(self, caller: Caller, tokens: int) -> AsyncGenerator[Hold]:
+        """Hold a request for vectors of so many tokens, by estimate, within the limits of tenant and key; raises RateLimited.
+
+        Vectors cost nothing. `settle` of what is yielded takes the tokens that there were.
+        """
+        async with self._held(self._callers(caller), tokens) as hold:
+            yield hold
+
+    @asynccontextmanager
+    async def _held(self, subjects: list[Subject], tokens: int) -> AsyncGenerator[Hold]:
+        limited = [subject for subject in subjects if subject.limits != Limits()]
         try:
-            async with self.rates.hold(self._subjects(route), tokens=tokens + answer_tokens) as hold:
-                record.headers |= hold.headers()
-                try:
-                    async with self._reserved(route, record, tokens, answer_tokens):
-                        yield
-                finally:
-                    hold.settle(record.prompt_tokens + record.completion_tokens)
+            async with self.rates.hold(limited, tokens=tokens) as hold:
+                yield hold
         except RateExceeded as error:
             self.telemetry.limited(error.subject_kind, error.limit)
             raise RateLimited(str(error), retry_after=error.retry_after_seconds, limits=error.headers()) from error
 
-    def _check_audit(self) -> None:
+    def check_audit(self) -> None:
+        """Raise AuditUnavailable where the trail cannot be written now."""
         if self.audit is None:
             return
         try:
@@ -103,7 +120,7 @@ class Accounting:
                 record.micros = _cost(route, record)
                 reservation.settle(
                     Spend(
-                        tenant=route.caller.tenant, key=route.caller.key.id if route.caller.key else "", route=route.name,
+                        tenant=route.caller.tenant, key=_key(route.caller), route=route.name,
                         prompt_tokens=record.prompt_tokens, cached_tokens=record.cached_tokens,
                         completion_tokens=record.completion_tokens, micros=record.micros,
                     )
@@ -111,19 +128,39 @@ class Accounting:
 
     def write(self, route: Route, record: Record) -> None:
         """Write the line of a request that has ended; what cannot be written now is kept, and nothing more is let in."""
+        shown = {"target": record.target, "cached": record.cached, **self._kept(record)}
+        self._append(
+            Entry(
+                id=record.id, action=record.action, tenant=route.caller.tenant, key=_key(route.caller),
+                route=route.name, versions=route.versions(), outcome=record.status,
+                verdicts=[finding.as_dict() for finding in record.findings], prompt_tokens=record.prompt_tokens,
+                cached_tokens=record.cached_tokens, completion_tokens=record.completion_tokens, micros=record.micros,
+                seconds=record.seconds, first_token_seconds=record.first_token_seconds,
+                more={name: value for name, value in shown.items() if value is not None},
+            ),
+            record.texts if self.texts == "encrypted" and record.texts else None,
+        )  # fmt: skip
+
+    def note(
+        self, identity: str, action: str, caller: Caller | None, *, outcome: Outcome, seconds: float, prompt_tokens: int = 0,
+        more: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        """Write the line of a request that no route answered: it was refused before, or changed documents, or was for vectors.
+
+        `caller` is None for who was not let in.
+        """
+        self._append(
+            Entry(
+                id=identity, action=action, tenant=caller.tenant if caller else "", key=_key(caller) if caller else "",
+                outcome=outcome, seconds=seconds, prompt_tokens=prompt_tokens, more=more,
+            )
+        )  # fmt: skip
+
+    def _append(self, entry: Entry, texts: Mapping[str, str] | None = None) -> None:
         if self.audit is None:
             return
-        shown = {"target": record.target, "cached": record.cached, **self._kept(record)}
-        entry = Entry(
-            id=record.id, action=record.action, tenant=route.caller.tenant, key=route.caller.key.id if route.caller.key else "",
-            route=route.name, versions=route.versions(), outcome=record.status,
-            verdicts=[finding.as_dict() for finding in record.findings], prompt_tokens=record.prompt_tokens,
-            cached_tokens=record.cached_tokens, completion_tokens=record.completion_tokens, micros=record.micros,
-            seconds=record.seconds, first_token_seconds=record.first_token_seconds,
-            more={name: value for name, value in shown.items() if value is not None},
-        )  # fmt: skip
         try:
-            self.audit.append(entry, record.texts if self.texts == "encrypted" and record.texts else None)
+            self.audit.append(entry, texts)
         except AuditFailed as error:
             self.telemetry.degraded("audit", away=True)
             log.error("audit", message=str(error))
@@ -131,15 +168,15 @@ class Accounting:
     def _kept(self, record: Record) -> dict[str, Any]:
         return dict(record.texts) if self.texts == "masked" else {}
 
-    def _subjects(self, route: Route) -> list[Subject]:
-        caller = route.caller
-        subjects = [Subject("route", route.name, _limits(route.limits))]
+    def _callers(self, caller: Caller) -> list[Subject]:
+        """Whose limits hold for a caller on every route."""
+        subjects: list[Subject] = []
         if (tenant := self._tenant(caller)) is not None:
             subjects.append(Subject("tenant", caller.tenant, _limits(tenant.limits)))
         if caller.key is not None:
             key = caller.key
             subjects.append(Subject("key", key.id, Limits(key.requests_per_minute, key.tokens_per_minute, key.concurrency)))
-        return [subject for subject in subjects if subject.limits != Limits()]
+        return subjects
 
     def _budgets(self, caller: Caller) -> dict[budgets.Subject, Budget]:
         found: dict[budgets.Subject, Budget] = {}
@@ -155,6 +192,10 @@ class Accounting:
 
     def _tenant(self, caller: Caller) -> terms.Tenant | None:
         return self.tenants.get(caller.tenant, self.tenants.get(OTHERS))
+
+
+def _key(caller: Caller) -> str:
+    return caller.key.id if caller.key else ""
 
 
 def _limits(told: terms.Limits) -> Limits:

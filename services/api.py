@@ -13,8 +13,9 @@ import struct
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
@@ -29,6 +30,8 @@ from services.admin_keys import key_routes
 from services.auth import Auth
 from services.caller import ANYBODY, Caller
 from services.errors import BodyTooLarge, EkibenError, Forbidden, InvalidRequest, UnknownModel
+from services.keepalive import COMMENT, kept_alive
+from services.meter import prompt_tokens
 from services.protocol import DONE, ChatRequest, CompletionRequest, EmbeddingRequest, frame, parse
 from services.telemetry import Record, log
 
@@ -36,10 +39,19 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Message, Receive, Scope, Send
 
+    from accounts.audit import Outcome
+    from accounts.rates import Hold
     from services.pipeline import Pipeline
     from services.slots import Slots
 
 CLIENT_CLOSED_REQUEST = 499
+_ACTIONS = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completion",
+    "/v1/embeddings": "embedding",
+    "/v1/rag/search": "search",
+}
+"""As the audit trail calls them; the others go by method and path."""
 _JSON = [(b"content-type", b"application/json")]
 _EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 
@@ -67,6 +79,8 @@ class Parts:
     desks: Mapping[str, documents.Desk] = field(default_factory=dict)
     """Where documents of a collection are handed in."""
     cabinet: files.Cabinet | None = None
+    keepalive_seconds: float = 10.0
+    """After so long without a word a stream gets a comment; errors are events of it from then on."""
 
 
 class _Reply:
@@ -75,13 +89,19 @@ class _Reply:
     def __init__(self, send: Send, named: dict[str, str] | None = None, content_type: str = "") -> None:
         self._send = send
         self.content_type = content_type
-        self.fresh = False
-        """Whether the caller wants no answer from the cache."""
         self.caller: Caller = ANYBODY
         self.named = named or {}
         """The parts of path and query that have names."""
         self.started = False
         self.request_id = uuid.uuid4().hex
+        self.record = Record("", id=self.request_id, fresh=False)
+        """What a pipeline fills, and writes down, once the request has a route."""
+        self.tokens = 0
+        """Of a prompt that no pipeline saw."""
+        self.code: str | None = None
+        """Of the error, where there is one."""
+        self.write: Callable[[int], None] = lambda _status: None
+        """Write the line of the audit trail of a request that no pipeline wrote down."""
 
     async def whole(self, status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> None:
         content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
@@ -101,6 +121,8 @@ class _Reply:
 
     async def _start(self, status: int, fixed: list[tuple[bytes, bytes]], headers: dict[str, str] | None) -> None:
         self.started = True
+        if not self.record.action:
+            self.write(status)
         named = {"x-request-id": self.request_id, **(headers or {})}
         encoded = [(name.encode(), value.encode("latin-1", "replace")) for name, value in named.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": [*fixed, *encoded]})
@@ -110,10 +132,13 @@ _Handler = Callable[[Parts, bytes, _Reply], Awaitable[None]]
 
 
 class _Endpoint:
-    """An ASGI app around a handler: asks who it is, reads the body, watches for the caller's leaving, shapes errors."""
+    """An ASGI app around a handler: asks who it is, reads the body, watches for the caller's leaving, shapes errors.
 
-    def __init__(self, handler: _Handler, longest: Callable[[Parts, _Reply], int] | None = None) -> None:
-        self._handler = handler
+    `action` is what the audit trail calls such a request where it has no route yet, or never; None is not written.
+    """
+
+    def __init__(self, handler: _Handler, action: str | None, longest: Callable[[Parts, _Reply], int] | None = None) -> None:
+        self._handler, self._action = handler, action
         self._longest = longest or (lambda parts, _: parts.max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -121,13 +146,23 @@ class _Endpoint:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         named = dict(parse_qsl(scope["query_string"].decode("latin-1"))) | scope.get("path_params", {})
         reply = _Reply(send, named, headers.get("content-type", ""))
-        reply.fresh = "no-cache" in headers.get("cache-control", "") or headers.get("x-ekiben-cache") == "bypass"
-        body: bytes | None = None
+        reply.record.fresh = "no-cache" in headers.get("cache-control", "") or headers.get("x-ekiben-cache") == "bypass"
+        accounting, body, known = parts.pipeline.accounting, None, False
+        if accounting is not None and self._action is not None:
+            action = self._action
+            reply.write = lambda status: accounting.note(
+                reply.request_id, action, reply.caller if known else None, outcome=_outcome(status),
+                seconds=time.monotonic() - reply.record.started, prompt_tokens=reply.tokens,
+                more={"status": status} | ({"code": reply.code} if reply.code else {}),
+            )  # fmt: skip
 
         async def admitted() -> None:
-            nonlocal body
+            nonlocal body, known
             # Before the body: who is not let in is not read either.
             reply.caller = await parts.auth.caller(headers, (scope.get("client") or (None,))[0])
+            known = True
+            if accounting is not None and self._action is not None:
+                accounting.check_audit()
             body = await _read(receive, self._longest(parts, reply))
 
         if not await _shaped(reply, admitted()):
@@ -154,6 +189,7 @@ async def _shaped(reply: _Reply, work: Awaitable[None]) -> bool:
     try:
         await work
     except EkibenError as error:
+        reply.code = error.code
         await _fail(reply, error.status, error.body(), error.headers())
     except OSError:
         raise  # the caller has gone: there is nobody to tell
@@ -165,6 +201,12 @@ async def _shaped(reply: _Reply, work: Awaitable[None]) -> bool:
     else:
         return True
     return False
+
+
+def _outcome(status: int) -> Outcome:
+    if status == CLIENT_CLOSED_REQUEST:
+        return "cancelled"
+    return "ok" if status < HTTPStatus.BAD_REQUEST else "refused" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "error"
 
 
 async def _fail(reply: _Reply, status: int, body: dict[str, Any], headers: dict[str, str]) -> None:
@@ -195,14 +237,28 @@ async def _gone(receive: Receive) -> None:
 
 async def _generate(parts: Parts, request: ChatRequest | CompletionRequest, reply: _Reply) -> None:
     route = parts.pipeline.route(request, reply.caller)
-    record = Record(route.name, id=reply.request_id, fresh=reply.fresh)
+    record = reply.record
+    record.route = route.name
     versions = _version_headers(route.versions())
     if not request.stream:
         body = await parts.pipeline.answer(request, route, record)
         await reply.whole(200, body, versions | record.headers)
         return
-    async with aclosing(parts.pipeline.stream(request, route, record)) as events:
+
+    async def waiting() -> None:
+        if not reply.started:
+            await reply.events(versions | record.headers)
+        await reply.piece(COMMENT)
+
+    begun = False
+    async with (
+        kept_alive(waiting, parts.keepalive_seconds) as begin,
+        aclosing(parts.pipeline.stream(request, route, record)) as events,
+    ):
         async for event in events:
+            if not begun:
+                await begin()
+                begun = True
             if not reply.started:
                 await reply.events(versions | record.headers)
             await reply.piece(frame(event))
@@ -228,28 +284,36 @@ async def _embeddings(parts: Parts, body: bytes, reply: _Reply) -> None:
     if request.dimensions not in {None, model.dimensions}:
         raise InvalidRequest(f"{model.name} has {model.dimensions} dimensions.", param="dimensions", code="invalid_value")
     texts = [request.input] if isinstance(request.input, str) else request.input
-    embedded = await asyncio.gather(*(model.embed(text, request.input_type) for text in texts))
+    headers: dict[str, str] = {}
+    async with AsyncExitStack() as stack:
+        hold: Hold | None = None
+        if parts.pipeline.accounting is not None:
+            estimate = sum(prompt_tokens({"prompt": text}) for text in texts)
+            hold = await stack.enter_async_context(parts.pipeline.accounting.embedding(reply.caller, estimate))
+            headers = hold.headers()
+        embedded = await asyncio.gather(*(model.embed(text, request.input_type) for text in texts))
+        reply.tokens = sum(tokens for _vector, tokens in embedded)
+        if hold is not None:
+            hold.settle(reply.tokens)
     data: list[dict[str, Any]] = []
     for index, (vector, _tokens) in enumerate(embedded):
         packed = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
         data.append(
             {"object": "embedding", "index": index, "embedding": packed if request.encoding_format == "base64" else vector}
         )
-    used = sum(tokens for _vector, tokens in embedded)
-    usage = {"prompt_tokens": used, "total_tokens": used}
-    await reply.whole(200, {"object": "list", "data": data, "model": model.name, "usage": usage})
+    usage = {"prompt_tokens": reply.tokens, "total_tokens": reply.tokens}
+    await reply.whole(200, {"object": "list", "data": data, "model": model.name, "usage": usage}, headers)
 
 
 async def _search(parts: Parts, body: bytes, reply: _Reply) -> None:
-    record = Record("", id=reply.request_id)
-    await reply.whole(200, await documents.search(parts.pipeline, body, reply.caller, record), record.headers)
+    found = await documents.search(parts.pipeline, body, reply.caller, reply.record)
+    await reply.whole(200, found, reply.record.headers)
 
 
 async def _search_store(parts: Parts, body: bytes, reply: _Reply) -> None:
     kept = parts.cabinet.files if parts.cabinet else None
-    record = Record("", id=reply.request_id)
-    found = await documents.search_store(parts.pipeline, reply.named["name"], body, reply.caller, kept, record)
-    await reply.whole(200, found, record.headers)
+    found = await documents.search_store(parts.pipeline, reply.named["name"], body, reply.caller, kept, reply.record)
+    await reply.whole(200, found, reply.record.headers)
 
 
 async def _documents(parts: Parts, _body: bytes, reply: _Reply) -> None:
@@ -345,25 +409,25 @@ def create_app(compose: Callable[[], AbstractAsyncContextManager[Parts]]) -> Sta
             app.state.parts = parts
             yield
 
+    def endpoint(method: str, path: str, handler: _Handler, longest: Callable[[Parts, _Reply], int] | None = None) -> Route:
+        action = None if path.startswith("/v1/models") else _ACTIONS.get(path, f"{method} {path}")
+        return Route(path, _Endpoint(handler, action, longest), methods=[method])
+
     routes = [
-        Route("/v1/chat/completions", _Endpoint(_chat), methods=["POST"]),
-        Route("/v1/completions", _Endpoint(_completion), methods=["POST"]),
-        Route("/v1/embeddings", _Endpoint(_embeddings), methods=["POST"]),
-        Route("/v1/rag/search", _Endpoint(_search), methods=["POST"]),
-        Route("/v1/rag/documents", _Endpoint(_documents), methods=["GET"]),
-        Route("/v1/rag/documents", _Endpoint(_add_documents), methods=["POST"]),
-        Route("/v1/rag/documents/{name}", _Endpoint(_delete_document), methods=["DELETE"]),
-        Route("/v1/vector_stores", _Endpoint(_stores), methods=["GET"]),
-        Route("/v1/vector_stores/{name}", _Endpoint(_store), methods=["GET"]),
-        Route("/v1/vector_stores/{name}/search", _Endpoint(_search_store), methods=["POST"]),
-        Route(
-            "/v1/files",
-            _Endpoint(_of_files(files.upload), lambda parts, reply: files.longest_upload(_filing(parts, reply))),
-            methods=["POST"],
-        ),
-        *(Route(path, _Endpoint(_of_files(answer)), methods=[method]) for method, path, answer in files.ENDPOINTS),
-        Route("/v1/models", _Endpoint(_models), methods=["GET"]),
-        Route("/v1/models/{name:path}", _Endpoint(_model), methods=["GET"]),
+        endpoint("POST", "/v1/chat/completions", _chat),
+        endpoint("POST", "/v1/completions", _completion),
+        endpoint("POST", "/v1/embeddings", _embeddings),
+        endpoint("POST", "/v1/rag/search", _search),
+        endpoint("GET", "/v1/rag/documents", _documents),
+        endpoint("POST", "/v1/rag/documents", _add_documents),
+        endpoint("DELETE", "/v1/rag/documents/{name}", _delete_document),
+        endpoint("GET", "/v1/vector_stores", _stores),
+        endpoint("GET", "/v1/vector_stores/{name}", _store),
+        endpoint("POST", "/v1/vector_stores/{name}/search", _search_store),
+        endpoint("POST", "/v1/files", _of_files(files.upload), lambda parts, reply: files.longest_upload(_filing(parts, reply))),
+        *(endpoint(method, path, _of_files(answer)) for method, path, answer in files.ENDPOINTS),
+        endpoint("GET", "/v1/models", _models),
+        endpoint("GET", "/v1/models/{name:path}", _model),
         *admin_routes(),
         *key_routes(),
     ]

@@ -16,7 +16,7 @@ from services.backends import THEIRS
 from services.errors import EngineRefused, EngineUnavailable, Overloaded, Unavailable
 from services.meter import speaks
 from services.terms import Target
-from targets.fallback import Deadline, NoTargetLeft, Passed
+from targets.fallback import NoTargetLeft, Passed
 from targets.fallback import Target as Attempted
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from services.meter import Call
     from services.routing import Route
     from services.telemetry import Record
+    from targets.load import Flight
 
 REPETITION = {"min_pattern_size": 2, "max_pattern_size": 64, "min_count": 4}
 """In tokens: vLLM ends an answer that says so much so often without a break."""
@@ -58,13 +59,13 @@ class Asked:
             if (told := self._route.targets) is None:
                 return await self._complete(_OWN, path, payload)
             by_name, attempted = self._order(payload)
-            attempts = self._backends.attempts(told)
+            attempts, deadline = self._backends.attempts(told)
 
             def ask(attempt: Attempted, left: float | None) -> Awaitable[dict[str, Any]]:
                 return self._tried(attempt, by_name.get(attempt.name), path, payload, left)
 
             try:
-                answered, body = await attempts.answer(attempted, ask, Deadline(told.deadline_seconds))
+                answered, body = await attempts.answer(attempted, ask, deadline)
             except NoTargetLeft as error:
                 raise _nobody(error) from error
             self._note(answered, payload)
@@ -79,13 +80,13 @@ class Asked:
                         yield event
                 return
             by_name, attempted = self._order(payload)
-            attempts = self._backends.attempts(told)
+            attempts, deadline = self._backends.attempts(told)
 
             def ask(attempt: Attempted, left: float | None) -> AsyncGenerator[dict[str, Any]]:
                 return self._tried_stream(attempt, by_name.get(attempt.name), path, payload, left)
 
             try:
-                began = await attempts.stream(attempted, ask, Deadline(told.deadline_seconds), whole=False)
+                began = await attempts.stream(attempted, ask, deadline, whole=False)
             except NoTargetLeft as error:
                 raise _nobody(error) from error
             async with began:
@@ -103,7 +104,7 @@ class Asked:
     ) -> dict[str, Any]:
         if target is None:
             return self._spare(attempt.name, payload)
-        flight = self._backends.knowledge.load(attempt.name).begin()
+        flight = self._flight(attempt.name, target)
         try:
             body = await self._complete(target, path, payload, left)
             flight.first_token()
@@ -119,7 +120,7 @@ class Asked:
             for event in as_events(self._spare(attempt.name, payload), keep_usage=True):
                 yield event
             return
-        flight = self._backends.knowledge.load(attempt.name).begin()
+        flight = self._flight(attempt.name, target)
         try:
             async with aclosing(_from_first_token(self._stream(target, path, payload, left))) as events:
                 async for event in events:
@@ -128,6 +129,10 @@ class Asked:
             flight.end()
         finally:
             flight.end(whole=False)
+
+    def _flight(self, name: str, target: Target) -> Flight:
+        waking = target.upstream is None and self._backends.waking_seconds > 0
+        return self._backends.knowledge.load(name).begin(measured=not waking)
 
     async def _complete(self, target: Target, path: str, payload: dict[str, Any], left: float | None = None) -> dict[str, Any]:
         async with self._backends.place(self._route.caller.tenant, target, left):
@@ -204,6 +209,26 @@ class Asked:
             self._record.headers["x-ekiben-cache"] = "stale"
         if not answered.local:
             self._backends.knowledge.sent(self._route, answered.name, payload)
+
+
+class Aside:
+    """The own engine, asked on the way of a request for a verdict or other words: in its turn, and at the request's cost."""
+
+    def __init__(self, backends: Backends, route: Route, record: Record) -> None:
+        self._backends, self._route, self._record = backends, route, record
+
+    @property
+    def waking_seconds(self) -> float:
+        """How much longer than usual its next answer may take: it may sleep."""
+        return self._backends.waking_seconds
+
+    async def complete(self, path: str, payload: dict[str, Any]) -> dict[str, Any]:
+        """Return the whole answer; raises EkibenError."""
+        async with self._backends.place(self._route.caller.tenant, _OWN):
+            call = self._record.begin(payload)
+            body = await self._backends.own.complete(path, payload)
+            call.body(body)
+            return body
 
 
 async def _from_first_token(events: AsyncGenerator[dict[str, Any]]) -> AsyncGenerator[dict[str, Any]]:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from accounts.admission import Admission
 from accounts.admission import Overloaded as NoPlace
 from services.errors import EngineRefused, Overloaded, Unavailable
-from services.targeting import Knowledge
+from services.targeting import OWN, Knowledge
+from services.waking import SleepingEngine
 from targets.breaker import Breakers
-from targets.fallback import Attempts, Outcome, Retries, Verdict
+from targets.fallback import Attempts, Deadline, Outcome, Retries, Verdict
+from targets.fallback import Target as Attempted
 
 if TYPE_CHECKING:
     from services.telemetry import Telemetry
@@ -62,6 +64,11 @@ class Backends:
         self.knowledge = Knowledge(self.hardness)
         self._breakers = Breakers(told=self.telemetry.circuit)
 
+    @property
+    def waking_seconds(self) -> float:
+        """How much longer than usual the box's own engine may take, which sleeps or starts; 0 while it is awake."""
+        return self.own.waking_seconds if isinstance(self.own, SleepingEngine) else 0.0
+
     @asynccontextmanager
     async def watched(self, every_seconds: float = HEALTH_SECONDS) -> AsyncGenerator[None]:
         """Look after the health of upstreams until the block is left."""
@@ -103,10 +110,21 @@ class Backends:
             self.telemetry.shed(error.reason)
             raise Overloaded(str(error), retry_after=error.retry_after_seconds) from error
 
-    def attempts(self, told: Targets) -> Attempts:
-        """Return how targets are asked: none may use up the time of those after it."""
+    def attempts(self, told: Targets) -> tuple[Attempts, Deadline]:
+        """Return how targets are asked, and until when: none may use up the time of those after it.
+
+        An engine that is waking is waited for where nobody else could answer; else the next is asked at its usual time.
+        """
+        alone = all(target.upstream is None for target in told.of)
+        longer = self.waking_seconds if alone else 0.0
         share = told.deadline_seconds / len(told.of) if len(told.of) > 1 else None
-        return Attempts(self._breakers, Retries(most=told.retries, patience=told.patience_seconds or share), _judge, self._told)
+        patience = told.patience_seconds or share
+        retries = Retries(most=told.retries, patience=patience and patience + longer)
+        attempts = Attempts(self._breakers, retries, _judge, self._waking, self._told)
+        return attempts, Deadline(told.deadline_seconds + longer)
+
+    def _waking(self, target: Attempted) -> bool:
+        return target.name == OWN and self.waking_seconds > 0
 
     def _told(self, outcome: Outcome) -> None:
         self.telemetry.attempt(outcome.target.name, outcome.reason)

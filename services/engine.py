@@ -1,4 +1,4 @@
-"""The engine: stock vLLM as the child of a BentoML command service, on the loopback interface.
+"""The engine: stock vLLM, as the child of a BentoML command service on the loopback interface, or alone (`ekiben engine serve`).
 
 On a CPU its processes and threads lie as `services.layout` has it. On a GPU vLLM's own layout is kept.
 """
@@ -30,7 +30,7 @@ class UnusableEngine(ValueError):
     """The bundle asks its engine for what vLLM cannot do here; the message says what to change."""
 
 
-def vllm_arguments(
+def vllm_arguments(  # noqa: PLR0913  keywords, each another fact
     bundle: Bundle,
     *,
     model: Path,
@@ -38,6 +38,7 @@ def vllm_arguments(
     device: str,
     port: int,
     free_bytes: int,
+    host: str = "127.0.0.1",
     layout: Layout | None = None,
     draft: Path | None = None,
 ) -> list[str]:
@@ -48,7 +49,7 @@ def vllm_arguments(
     """
     engine, lora = bundle.engine, bool(adapters)
     check_engine(engine, device=device)
-    arguments = ["--model", str(model), "--served-model-name", bundle.model.name, "--host", "127.0.0.1", "--port", str(port)]
+    arguments = ["--model", str(model), "--served-model-name", bundle.model.name, "--host", host, "--port", str(port)]
     arguments += ["--disable-uvicorn-access-log", *_own_arguments(engine, lora=lora, draft=draft)]
     if adapters:
         arguments += ["--enable-lora", "--lora-modules", *(f"{name}={path}" for name, path in sorted(adapters.items()))]
@@ -68,7 +69,7 @@ def vllm_arguments(
 def vllm_environment(device: str, cores: int, layout: Layout | None = None) -> dict[str, str]:
     """Return the environment variables that lay out vLLM's processes and threads; without a layout, one process on `cores`."""
     quiet = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CONFIGURE_LOGGING": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-    quiet["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"  # on the loopback interface; the admin API is the way there
+    quiet["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"  # on loopback or behind a key; the admin API is the way there
     if device == "cuda":
         return quiet
     layout = layout or Layout(processes="joined", threads=cores)
@@ -106,8 +107,12 @@ def command(arguments: list[str], environment: dict[str, str]) -> list[str]:
     vLLM would take BentoML's folder for the metrics of several processes for its own, and both would report each other's.
     """
     variables = [f"{name}={value}" for name, value in environment.items()]
-    server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments]
-    return ["env", "-u", "PROMETHEUS_MULTIPROC_DIR", *variables, sys.executable, "-m", "services.child", *server]
+    return ["env", "-u", "PROMETHEUS_MULTIPROC_DIR", *variables, sys.executable, "-m", "services.child", *server(arguments)]
+
+
+def server(arguments: list[str]) -> list[str]:
+    """Return vLLM's own command line."""
+    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments]
 
 
 def free_memory_bytes(cgroups: Path = Path("/sys/fs/cgroup")) -> int:

@@ -1,15 +1,18 @@
 """One streaming HTTP client to the engine. Closing a stream closes its connection, and so frees the engine.
 
-Requests are repeated only while connecting: once the engine may have seen one, it is not sent again.
+Requests are repeated only while connecting: once the engine may have seen one, it is not sent again. An engine that sleeps is
+waited for, at what holds the request until it has started.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +21,8 @@ import aiohttp
 from services.errors import EngineRefused, EngineUnavailable
 
 CONNECT_ATTEMPTS = 3
+GATE_SECONDS = 10.0
+"""How long what stands before an engine that sleeps may itself be away, as when it is started anew."""
 _CLIENT_ERRORS = range(400, 500)
 
 
@@ -25,12 +30,19 @@ class EngineClient:
     """A client of an OpenAI-compatible server, vLLM's or another; use as an async context manager.
 
     `key` is sent as a bearer token; `health` is the path that answers 2xx while the server is well, which it is without one.
+    `silence` and `wake` are the most seconds between two pieces of an answer, and until its head; None is for ever.
     """
 
     def __init__(
-        self, base_url: str, *, key: str | None = None, health: str | None = "/health", silence: float | None = None
+        self,
+        base_url: str,
+        *,
+        key: str | None = None,
+        health: str | None = "/health",
+        silence: float | None = None,
+        wake: float | None = None,
     ) -> None:
-        self._silence = silence
+        self._silence, self._wake = silence, wake
         self._base_url, self._key, self._health = base_url.rstrip("/"), key, health
         self._session: aiohttp.ClientSession | None = None
 
@@ -145,13 +157,23 @@ class EngineClient:
             response.close()  # not release(): an unread answer must not be drained, but dropped
 
     async def _connect(self, path: str, payload: dict[str, Any]) -> aiohttp.ClientResponse:
-        for attempt in range(1, CONNECT_ATTEMPTS + 1):
+        """Return the head of an answer."""
+        try:
+            async with asyncio.timeout(self._wake):
+                return await self._sent(path, payload)
+        except TimeoutError as error:
+            raise EngineUnavailable(f"The engine did not answer within {self._wake:g} s; try again.") from error
+
+    async def _sent(self, path: str, payload: dict[str, Any]) -> aiohttp.ClientResponse:
+        began = time.monotonic()
+        for attempt in itertools.count(1):
             try:
                 return await self._open().post(f"{self._base_url}{path}", json=payload)
             except aiohttp.ClientConnectorError as error:
-                if attempt == CONNECT_ATTEMPTS:
+                waking = self._wake is not None and time.monotonic() - began < GATE_SECONDS
+                if attempt >= CONNECT_ATTEMPTS and not waking:
                     raise EngineUnavailable("The engine is not up; it may still be starting.") from error
-                await asyncio.sleep(0.1 * attempt)
+                await asyncio.sleep(min(0.1 * attempt, 1))
             except aiohttp.ClientError as error:
                 raise EngineUnavailable("The engine was lost before it had answered.") from error
         raise AssertionError
@@ -181,7 +203,7 @@ class EngineWatch:
 
 
 async def sse_data(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the data of each SSE event, however the bytes were cut; an event without its blank line is dropped."""
+    """Yield the data of each SSE event, however the bytes were cut; comments, and an event without its end, are dropped."""
     buffer = b""
     async for chunk in chunks:
         buffer = (buffer + chunk).replace(b"\r\n", b"\n")
@@ -215,11 +237,14 @@ def _refusal(body: Any, status: int, retry_after: str | None = None) -> EngineRe
     code = error.get("code")
     if isinstance(code, int) and status not in _CLIENT_ERRORS:
         status = code
+    wait = int(retry_after) if retry_after and retry_after.isdecimal() else None
     if status not in _CLIENT_ERRORS:
-        return EngineUnavailable("The engine failed on this request.")
+        away = status == HTTPStatus.SERVICE_UNAVAILABLE
+        failed = EngineUnavailable("The engine is not up; try again." if away else "The engine failed on this request.")
+        failed.retry_after = wait or failed.retry_after
+        return failed
     lowered = message.lower()
     too_long = "context length" in lowered or "max_model_len" in lowered or "maximum model length" in lowered
     if too_long:
         return EngineRefused(message, status=400, param=error.get("param"), code="context_length_exceeded")
-    wait = int(retry_after) if retry_after and retry_after.isdecimal() else None
     return EngineRefused(message, status=status, param=error.get("param"), code="engine_refused", retry_after=wait)

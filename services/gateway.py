@@ -8,7 +8,7 @@ Embedder batches adaptively: it is a model that takes one item and gives one ans
 from __future__ import annotations
 
 import asyncio
-import os  # noqa: TID251  to end a process that cannot start
+import os  # noqa: TID251  to end a process that cannot start, and to hand the engine its key
 import secrets
 import threading
 import time
@@ -48,18 +48,11 @@ from services.bundle import Uploads as UploadSettings
 from services.caller import CallerHeaders
 from services.child import end_group
 from services.documents import Desk
-from services.engine import (
-    command,
-    find_device,
-    free_memory_bytes,
-    missing_libraries,
-    vllm_arguments,
-    vllm_environment,
-)
-from services.engine_client import EngineClient, EngineWatch
+from services.engine import command
+from services.engine_client import EngineWatch
 from services.files import Cabinet
 from services.indexes import open_collection, open_index
-from services.layout import this_machine
+from services.launch import engine_launch
 from services.lock import LockError, read_lock
 from services.pipeline import Pipeline
 from services.policies import Policies
@@ -68,8 +61,7 @@ from services.settings import SettingsError, load_settings
 from services.slots import Shelf, Slots
 from services.store import is_stored, stored_path
 from services.telemetry import Telemetry, configure_logs, log, merge_metrics
-from services.tuning import layout_here
-from services.wiring import MissingVariable, open_accounting, open_backends, open_caches
+from services.wiring import MissingVariable, engine_client, open_accounting, open_backends, open_caches, own_engine
 
 try:
     settings = load_settings()
@@ -96,19 +88,11 @@ class Engine:
 
     def __command__(self) -> list[str]:
         """Return vLLM's command line, and watch the child from now on."""
-        device = find_device(settings)
-        if message := missing_libraries(device):
-            raise RuntimeError(message)
-        adapters = {f"{name}@{tag.rpartition(':')[2]}": stored_path(tag) for name, tag in lock.adapters.items()}
-        bundle, machine = _loaded().bundle, this_machine()
-        layout = layout_here(bundle, lock.model, machine, settings.cache_dir, lora=bool(adapters))
-        arguments = vllm_arguments(
-            bundle, model=stored_path(lock.model), adapters=adapters, device=device,
-            port=settings.engine_port, free_bytes=free_memory_bytes(), layout=layout,
-            draft=stored_path(lock.draft) if lock.draft else None,
-        )  # fmt: skip
+        launch = engine_launch(settings, lock)
+        if settings.engine_token:
+            os.environ["VLLM_API_KEY"] = settings.engine_token  # the child's too; everybody may read a command line
         threading.Thread(target=_end_with_child, name="engine-watch", daemon=True).start()
-        return command(arguments, vllm_environment(device, machine.cores, layout))
+        return command(launch.arguments, launch.environment)
 
 
 def _end_with_child() -> None:
@@ -245,12 +229,15 @@ async def compose() -> AsyncGenerator[Parts]:
             desks[name] = _desk(loaded, name, entry.uploads, embeddings, policies)
             opened = partial(open_index, loaded, name, embeddings=embeddings)
             collections[name] = GrowingCollection(collections[name], desks[name].uploads, opened)
-    async with EngineClient(settings.engine) as engine:
-        gateway.watch = EngineWatch(engine, settings.engine_grace_seconds)
+    async with engine_client(settings) as client:
+        if not settings.engine_sleeps:
+            gateway.watch = EngineWatch(client, settings.engine_grace_seconds)
         slots = Slots(
-            RegistryFile(settings.registry(lock.name)), engine, _shelf(loaded.bundle), telemetry,
+            RegistryFile(settings.registry(lock.name)), client, _shelf(loaded.bundle), telemetry,
             capacity=loaded.bundle.engine.adapter_slots,
+            wake_seconds=settings.engine_wake_seconds if settings.engine_sleeps else None,
         )  # fmt: skip
+        engine = own_engine(client, slots, settings)
         routes = Routes(loaded, lock, slots, policies)
         slots.watch(lambda: telemetry.routes(list(routes.all.values()), slots.tags))
         gateway.slots = slots
@@ -266,7 +253,10 @@ async def compose() -> AsyncGenerator[Parts]:
             pipeline = Pipeline(routes, engine, telemetry, collections, detectors, accounting, backends, caches)
             embedding = EmbeddingModel(embedder, DIMENSIONS, embed)
             files = Files(settings.files(lock.name), most=settings.max_files, most_bytes=settings.max_file_bytes)
-            yield Parts(pipeline, embedding, settings.max_body_bytes, slots, token, auth, desks, Cabinet(files))
+            yield Parts(
+                pipeline, embedding, settings.max_body_bytes, slots, token, auth, desks, Cabinet(files),
+                settings.keepalive_seconds,
+            )  # fmt: skip
     await warming
     for collection in collections.values():
         collection.close()
@@ -366,8 +356,10 @@ class Gateway:
         return self.watch is None or await self.watch.alive()
 
     async def __is_ready__(self) -> bool:
-        """Readiness: the engine answers, and holds its adapters."""
-        return self.watch is not None and self.slots is not None and await self.watch.ready() and self.slots.ready()
+        """Readiness: the engine answers, and holds its adapters; one that sleeps is not asked."""
+        if self.slots is None or not (self.watch is None or await self.watch.ready()):
+            return False
+        return self.slots.ready()
 
     async def __metrics__(self, content: str) -> str:
         """Append the engine's own metrics, those that are not here already."""

@@ -62,7 +62,7 @@ async def remembered(
         return
     context, question = divide(payload["messages"])
     scope = Scope(
-        tenant=route.caller.tenant, labels=route.caller.roles, versions=route.versions(),
+        tenant=route.caller.tenant, labels=route.caller.roles, versions={**route.versions(), "settings": route.settings},
         parameters={name: value for name, value in payload.items() if name not in _NO_MATTER}, context=context,
         documents=await _version(collection) if collection else None,
     )  # fmt: skip

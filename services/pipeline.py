@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from guards.detectors import Detectors
 from guards.guard import Blocked, Guard, GuardFailure
 from services.answer import AnswerGuard, Gathered, as_events, beside, text_of, without_usage
-from services.asked import SPARES, Asked
+from services.asked import SPARES, Aside, Asked
 from services.backends import Backends
 from services.caller import ANYBODY, Caller
 from services.errors import GuardUnavailable, InvalidRequest
@@ -74,9 +74,8 @@ class Pipeline:
     caches: Mapping[str, Answers] = field(default_factory=dict)
     """By route."""
 
-    @property
-    def _preparation(self) -> Preparation:
-        return Preparation(self.engine, self.collections)
+    def _preparation(self, route: Route, record: Record) -> Preparation:
+        return Preparation(Aside(self.backends, route, record), self.collections)
 
     def __post_init__(self) -> None:
         self.backends = self.backends or Backends(self.engine, self.telemetry)
@@ -95,12 +94,12 @@ class Pipeline:
         route = route or self.route(request)
         async with self._request(request, route, blank) as record:
             guard = self._guard(route, record)
-            asked = await self._preparation.checked(request, route, guard)
+            asked = await self._preparation(route, record).checked(request, route, guard)
             async with self._remembered(request, route, asked, record) as memory:
                 if memory.answer is not None:
                     body = memory.answer
                 else:
-                    prepared = await self._preparation.rendered(asked, route, guard)
+                    prepared = await self._preparation(route, record).rendered(asked, route, guard)
                     body = await self._whole(request, route, guard, prepared, record, memory.spare)
                     await memory.keep(body, record)
             record.status = "ok"
@@ -119,14 +118,14 @@ class Pipeline:
         keep_usage = _wants_usage(request)
         async with self._request(request, route, blank) as record:
             guard = self._guard(route, record)
-            asked = await self._preparation.checked(request, route, guard)
+            asked = await self._preparation(route, record).checked(request, route, guard)
             async with self._remembered(request, route, asked, record) as memory:
                 if memory.answer is not None:
                     body = memory.answer
                     for event in as_events(body, keep_usage=keep_usage):
                         yield event
                 else:
-                    prepared = await self._preparation.rendered(asked, route, guard)
+                    prepared = await self._preparation(route, record).rendered(asked, route, guard)
                     gathered = Gathered()
                     if guard.holds_answer or prepared.ready is not None:
                         body = await self._whole(request, route, guard, prepared, record, memory.spare)
@@ -181,7 +180,9 @@ class Pipeline:
                 query = await asyncio.to_thread(guard.check_text, request.query)
                 messages = [{"role": "user", "content": query}]
                 collection = self.collections[route.collection]
-                found = await find_passages(route, collection, self.engine, guard, messages, request.top_k)
+                found = await find_passages(
+                    route, collection, Aside(self.backends, route, record), guard, messages, request.top_k
+                )
                 with _failing_closed():
                     shown = await asyncio.to_thread(lambda: [replace(one, text=beside(guard, one.text)) for one in found])
             record.status = "ok"
@@ -244,7 +245,7 @@ class Pipeline:
                     shown = await _look(guard, partial(answer.whole, body))
                     for index in range(len(body.get("choices", []))):
                         passages = prepared.context.texts() if prepared.context else ()
-                        await self._preparation.ask_judges("output", route, guard, answer.spoken(index), passages)
+                        await self._preparation(route, record).ask_judges("output", route, guard, answer.spoken(index), passages)
             except Blocked as blocked:
                 if blocked.finding.action == "regenerate" and not last and prepared.context is not None and not prepared.ready:
                     prepared = prepared.again(_ONLY_PASSAGES)

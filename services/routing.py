@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
@@ -12,6 +14,8 @@ from services.errors import Forbidden, UnknownModel
 from services.terms import Limits, Price
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from guards.policy import Policy
     from prompts.template import PromptVersion
     from services.bundle import LoadedBundle, NothingFound, PolicyRule, Search
@@ -19,6 +23,10 @@ if TYPE_CHECKING:
     from services.parameters import SamplingParameters
     from services.slots import Served
     from services.terms import AnswerCache, Targets
+
+
+_NO_ANSWER = {"description", "limits", "price", "cache"}
+"""What changes no answer."""
 
 
 class Adapters(Protocol):
@@ -66,6 +74,8 @@ class Route:
     limits: Limits = field(default_factory=Limits)
     price: Price = field(default_factory=Price)
     cache: AnswerCache | None = None
+    settings: str = ""
+    """A digest of what bundle.yaml says of how this route answers: an answer of before is not given again once that changed."""
     caller: Caller = ANYBODY
     """Who asked: what may be found for the answer."""
 
@@ -83,6 +93,11 @@ class Route:
             "index": self.index,
             "policy": self.policy.label,
         }
+
+
+def _digest(*sections: BaseModel | None) -> str:
+    told = [section and section.model_dump_json(exclude=_NO_ANSWER) for section in sections]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 def check_open(route: Route, caller: Caller) -> None:
@@ -120,6 +135,7 @@ class Routes:
                 limits=route.limits,
                 price=route.price,
                 cache=route.cache,
+                settings=_digest(route, loaded.bundle.collections.get(route.collection or "")),
             )
             for name, route in loaded.bundle.routes.items()
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os  # noqa: TID251  here it is read
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 
@@ -19,8 +20,25 @@ class Settings(BaseSettings):
 
     bundle: Path = Field(default=ROOT / "bundle.yaml", description="the bundle file")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="what the engine runs on")
-    engine_port: int = Field(default=8421, ge=1, le=65535, description="loopback port of the engine")
+    engine_port: int = Field(default=8421, ge=1, le=65535, description="port of the engine")
+    engine_key: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="bearer token of the engine: one that is started asks for it, the gateway sends it",
+    )
+    engine_host: str = Field(
+        default="127.0.0.1", min_length=1, description="where `ekiben engine serve` listens; others than loopback need engine_key"
+    )
     engine_url: str | None = Field(default=None, description="an engine that runs elsewhere; none is started then")
+    engine_sleeps: bool = Field(
+        default=False, description="engine_url is something that holds requests and starts the engine: it is never polled"
+    )
+    engine_wake_seconds: float = Field(
+        default=300.0, gt=0, le=3600, description="how long a request waits for an engine that sleeps, its start included"
+    )
+    keepalive_seconds: float = Field(
+        default=10.0, gt=0, description="a stream whose answer has not begun for so long gets a comment, and one each time again"
+    )
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, description="longest request body, in bytes")
     max_file_bytes: int = Field(default=32 * 1024 * 1024, ge=1024, description="longest file that is handed in, in bytes")
     max_files: int = Field(default=1000, ge=1, description="files that a tenant may have")
@@ -55,6 +73,34 @@ class Settings(BaseSettings):
     engine_grace_seconds: float = Field(
         default=30.0, ge=0, description="how long an engine that was up may be away before /livez fails"
     )
+
+    @field_validator("engine_key")
+    @classmethod
+    def _in_a_header(cls, key: SecretStr | None) -> SecretStr | None:
+        if key and not all("!" <= character <= "~" for character in key.get_secret_value()):
+            raise ValueError("letters, digits and signs alone, without a space or an end of line: it travels in a header")
+        return key
+
+    @field_validator("engine_url")
+    @classmethod
+    def _over_http(cls, url: str | None) -> str | None:
+        if url and not url.startswith(("http://", "https://")):
+            raise ValueError("a URL that begins with http:// or https:// is wanted")
+        return url
+
+    @field_validator("engine_host")
+    @classmethod
+    def _guarded(cls, host: str, info: ValidationInfo) -> str:
+        if "engine_key" in info.data and info.data["engine_key"] is None and not _loopback(host):
+            raise ValueError("other machines could reach the engine there: set EKIBEN_ENGINE_KEY too, or listen on 127.0.0.1")
+        return host
+
+    @field_validator("engine_sleeps")
+    @classmethod
+    def _elsewhere(cls, sleeps: bool, info: ValidationInfo) -> bool:  # noqa: FBT001  pydantic calls it so
+        if sleeps and info.data.get("engine_url") is None:
+            raise ValueError("an engine that sleeps runs behind something that wakes it: set EKIBEN_ENGINE_URL to that")
+        return sleeps
 
     @field_validator("redis_url", "alert_webhook")
     @classmethod
@@ -96,9 +142,21 @@ class Settings(BaseSettings):
         return self.database_url.get_secret_value() if self.database_url else f"sqlite:///{self.state_dir / 'ekiben.db'}"
 
     @property
+    def engine_token(self) -> str | None:
+        """`engine_key` as the engine takes it."""
+        return self.engine_key.get_secret_value() if self.engine_key else None
+
+    @property
     def engine(self) -> str:
         """Base URL of the engine."""
         return (self.engine_url or f"http://127.0.0.1:{self.engine_port}").rstrip("/")
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def environment(name: str) -> str | None:

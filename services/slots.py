@@ -1,8 +1,9 @@
 """Adapters at run time: which versions the engine holds, which of them answers a request, and how that changes without a restart.
 
 The registry file says what is to be served; `Slots` brings the engine to it, at start, after every change (also of another
-replica) and after the engine was lost. A version is loaded under its own name, `name@version`: vLLM keys its prefix cache by
-the name and the folder, so no answer is made of another version's cache.
+replica) and after the engine was lost; one that sleeps, when a request shows that it lacks a version. A version is loaded under
+its own name, `name@version`: vLLM keys its prefix cache by the name and the folder, so no answer is made of another version's
+cache.
 """
 
 from __future__ import annotations
@@ -69,11 +70,19 @@ class Served:
 
 
 class Slots:
-    """The adapters of one engine."""
+    """The adapters of one engine; `wake_seconds` is how long one that sleeps takes to answer, None where it never does."""
 
     def __init__(
-        self, registry: RegistryFile, engine: AdapterEngine, shelf: Shelf, metrics: AdapterMetrics, *, capacity: int
+        self,
+        registry: RegistryFile,
+        engine: AdapterEngine,
+        shelf: Shelf,
+        metrics: AdapterMetrics,
+        *,
+        capacity: int,
+        wake_seconds: float | None = None,
     ) -> None:
+        self._sleeps, self._wake_seconds = wake_seconds is not None, wake_seconds or 0.0
         self._file, self._engine, self._shelf, self._metrics = registry, engine, shelf, metrics
         self._capacity = capacity
         self._state = Registry()
@@ -111,15 +120,46 @@ class Slots:
             await asyncio.sleep(seconds)
 
     async def reconcile(self) -> None:
-        """Read the registry, and load and unload until the engine holds what it says."""
+        """Read the registry, and load and unload until the engine holds what it says; one that sleeps is left alone."""
         self._take(await asyncio.to_thread(self._file.read))
+        if self._sleeps:
+            wanted = self._wanted()
+            for label in wanted.keys() - self._failed.keys():
+                await self._learn(wanted[label])
+            self._present = frozenset(wanted.keys() - self._failed.keys())
+            return
         try:
             present = await self._engine.adapters()
         except EngineUnavailable:
             self._present = frozenset()  # it may come back empty
             return
+        await self._fill(present)
+
+    async def bring(self, label: str) -> bool:
+        """Load what an engine that was started anew has not; False where that is no version to be served.
+
+        Raises EngineUnavailable where the engine is away again, or does not take this version.
+        """
+        if label not in self._wanted():
+            return False
+        async with self._changing:
+            await self._fill(await self._engine.adapters())
+            loaded = label in self._present
+            self._present = frozenset(self._wanted().keys() - self._failed.keys())
+        if label in self._failed:
+            raise EngineUnavailable(f"Adapter {label} could not be loaded.")
+        if not loaded:
+            raise EngineUnavailable(f"Adapter {label} is being loaded; try again.")
+        return True
+
+    def _wanted(self) -> dict[str, Loaded]:
         wanted = {one.label: one for one in self._state.loaded}
         self._failed = {label: problem for label, problem in self._failed.items() if label in wanted}
+        return wanted
+
+    async def _fill(self, present: frozenset[str]) -> None:
+        """Load and unload until an engine that holds `present` holds what the registry says."""
+        wanted = self._wanted()
         for label in (present & wanted.keys()) - self._failed.keys():
             await self._learn(wanted[label])
         self._present = (present & wanted.keys()) - self._failed.keys()
@@ -159,9 +199,9 @@ class Slots:
 
     async def _into_engine(self, one: Loaded) -> None:
         """Check a version, load it, and let it say a few words; what fails is taken out again."""
-        began = time.monotonic()
+        began, most = time.monotonic(), CHANGE_SECONDS + self._wake_seconds
         try:
-            async with asyncio.timeout(CHANGE_SECONDS):
+            async with asyncio.timeout(most):
                 folder = await self._checked(one)
                 await self._engine.load_adapter(one.label, folder)
                 try:
@@ -171,9 +211,7 @@ class Slots:
                     raise
         except TimeoutError as error:
             self._metrics.adapter_change(one.name, "error", time.monotonic() - began)
-            raise EngineUnavailable(
-                f"{one.label} was not loaded in {CHANGE_SECONDS:.0f} s; the engine is busy, try again"
-            ) from error
+            raise EngineUnavailable(f"{one.label} was not loaded in {most:.0f} s; the engine is busy, try again") from error
         except (AdapterError, EkibenError):
             self._metrics.adapter_change(one.name, "refused", time.monotonic() - began)
             raise
@@ -206,7 +244,7 @@ class Slots:
         label = f"{name}@{version}"
         if label in self._failed:  # why stands in the log and in the admin API: it may name paths
             raise EngineUnavailable(f"Adapter {label} could not be loaded.")
-        if label not in self._present:
+        if label not in self._present and not self._sleeps:
             raise EngineUnavailable(f"Adapter {label} is being loaded; try again.")
         self._last_used[label] = time.time()
         manifest = self._manifests.get(label)
@@ -261,6 +299,9 @@ class Slots:
         async with self._change():
             name, version = self._known(text)
             self._take(await asyncio.to_thread(self._file.change, lambda state: state.unloaded(name, version)))
+            if self._sleeps:
+                self._present -= {f"{name}@{version}"}  # the engine forgets it when it next sleeps
+                return f"{name}@{version}"
             with contextlib.suppress(EngineUnavailable):  # an engine that is away forgets by itself
                 await self._out_of_engine(f"{name}@{version}")
             return f"{name}@{version}"

@@ -143,7 +143,7 @@ class Telemetry:
             buckets=SECONDS, registry=registry,
         )  # fmt: skip
 
-        self._cost = Counter("llm_cost_total", "Cost of answers, in the bundle's currency", ["model"], registry=registry)
+        self._cost = Counter("llm_cost_currency_total", "Cost of answers, in the bundle's currency", ["model"], registry=registry)
         self._cache = Counter(
             "llm_cache_requests_total", "Look-ups of answers: exact, semantic, miss", ["model", "result"], registry=registry
         )

@@ -75,8 +75,8 @@ class AnswerCache(Strict):
     semantic: bool = Field(default=False, description="also for a question of the same meaning")
     max_wrong: float = Field(
         default=0.01, ge=0.005, lt=1,
-        description="semantic: the bound to the share of look-ups that are answered wrongly; of 0.005, 0.01, 0.02, 0.03 and 0.05 "
-        "the nearest below counts",
+        description="semantic: the bound to the share of look-ups that are answered wrongly; of 0.005, 0.01, 0.02, 0.025, 0.03 "
+        "and 0.05 the nearest below counts",
     )  # fmt: skip
     ttl_seconds: int = Field(default=3600, ge=1)
     stale_seconds: int = Field(default=0, ge=0, description="so long after that, an answer is given when every target has failed")

@@ -14,7 +14,7 @@ from accounts.chain import derived
 from accounts.database import Database
 from accounts.ledger import Ledger
 from accounts.rates import open_rates
-from cache.answers import Answers
+from cache.answers import WAIT_SECONDS, Answers
 from cache.calibration import load_calibration
 from cache.redis_store import RedisStore
 from cache.semantic import Matcher
@@ -22,12 +22,13 @@ from cache.store import MemoryStore, Store
 from services.accounting import Accounting
 from services.advice import VARIABLE
 from services.alerts import BudgetAlerts
-from services.backends import Backends
+from services.backends import Backends, Server
 from services.caching import FACTS
 from services.engine_client import EngineClient
 from services.settings import Settings, environment
 from services.telemetry import Telemetry, log
 from services.terms import Price
+from services.waking import Adapters, SleepingEngine
 
 if TYPE_CHECKING:
     from services.bundle import Bundle
@@ -105,14 +106,28 @@ def has_costs(bundle: Bundle) -> bool:
     return priced or bool(bundle.tenants) or bundle.callers.anonymous is not True
 
 
+def engine_client(settings: Settings) -> EngineClient:
+    """Return the client of the box's own engine."""
+    wake = settings.engine_wake_seconds if settings.engine_sleeps else None
+    return EngineClient(settings.engine, key=settings.engine_token, wake=wake)
+
+
+def own_engine(client: EngineClient, adapters: Adapters, settings: Settings) -> Server:
+    """Return the box's own engine as requests ask it."""
+    return SleepingEngine(client, adapters, settings.engine_wake_seconds) if settings.engine_sleeps else client
+
+
 @asynccontextmanager
-async def open_backends(bundle: Bundle, engine: EngineClient, telemetry: Telemetry) -> AsyncGenerator[Backends]:
+async def open_backends(bundle: Bundle, engine: Server, telemetry: Telemetry) -> AsyncGenerator[Backends]:
     """Yield what answers the routes; raises MissingVariable."""
     queue = bundle.queue
     admission = Admission(
         queue.capacity or bundle.engine.max_num_seqs, queue.length, queue.deadline_seconds,
         {name: tenant.weight for name, tenant in bundle.tenants.items()},
     )  # fmt: skip
+    if isinstance(engine, SleepingEngine):
+        engine.told = admission.prolong
+        admission.prolong(engine.waking_seconds)
     hardness = None
     if any(route.targets and route.targets.strategy == "complexity" for route in bundle.routes.values()):
         from targets.complexity import load_complexity
@@ -155,7 +170,9 @@ async def open_caches(
     def opened(name: str, told: AnswerCache, store: Store) -> Answers:
         matcher = Matcher(load_calibration(embedder=bundle.embedder.name), FACTS, told.max_wrong) if told.semantic else None
         heard = partial(telemetry.looked_up, name)
-        return Answers(store, matcher, vector if matcher else None, good=told.ttl_seconds, heard=heard)
+        return Answers(store, matcher, vector if matcher else None, wait=wait, good=told.ttl_seconds, heard=heard)
+
+    wait = WAIT_SECONDS + (settings.engine_wake_seconds if settings.engine_sleeps else 0)
 
     async with AsyncExitStack() as stack:
         caches: dict[str, Answers] = {}

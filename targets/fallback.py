@@ -129,6 +129,8 @@ class Attempts:
     breakers: Breakers
     retries: Retries = Retries()
     judge: Judge = judge_plainly
+    waking: Callable[[Target], bool] = lambda _: False
+    """Whether a target is only being started: that it is late does not speak against it then."""
     told: Callable[[Outcome], None] = lambda _: None
     chance: Callable[[], float] = random.random
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -192,7 +194,7 @@ class Attempts:
                     async with asyncio.timeout(left):
                         return attempt, await call(target, left)
                 except Exception as error:
-                    verdict = self._verdict(error, left)
+                    verdict = self._verdict(error, left, target)
                     if verdict.then == "stop":
                         attempt.end("refused", error)
                         raise
@@ -208,14 +210,15 @@ class Attempts:
                     raise
         raise NoTargetLeft(outcomes, late=deadline.left == 0, retry_after=min(retry_after, default=None))
 
-    def _verdict(self, error: Exception, left: float | None) -> Verdict:
+    def _verdict(self, error: Exception, left: float | None, target: Target) -> Verdict:
         if isinstance(error, Passed):
             return Verdict("next", counts=False)
         if not isinstance(error, TimeoutError):
             return self.judge(error)
         fair = self.retries.fair if self.retries.patience is None else min(self.retries.fair, self.retries.patience)
         impatient = left is not None and left == self.retries.patience
-        return Verdict("next" if impatient else "retry", counts=left is None or left >= fair)
+        counts = (left is None or left >= fair) and not self.waking(target)
+        return Verdict("next" if impatient else "retry", counts=counts)
 
 
 class _Attempt:

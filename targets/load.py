@@ -53,10 +53,10 @@ class Load:
         """Seconds to the last token, of late."""
         return self._latency.value
 
-    def begin(self) -> Flight:
-        """Count a request as under way."""
+    def begin(self, *, measured: bool = True) -> Flight:
+        """Count a request as under way; the times of one that is not `measured` say nothing, as of one that waits for a start."""
         self.in_flight += 1
-        return Flight(self._clock, self._ttft, self._over)
+        return Flight(self._clock, self._ttft if measured else None, self._over if measured else lambda _: self._over(None))
 
     def _over(self, seconds: float | None) -> None:
         self.in_flight -= 1
@@ -67,9 +67,9 @@ class Load:
 class Flight:
     """One request under way."""
 
-    def __init__(self, clock: Clock, ttft: MovingAverage, over: Callable[[float | None], None]) -> None:
+    def __init__(self, clock: Clock, ttft: MovingAverage | None, over: Callable[[float | None], None]) -> None:
         self._clock, self._begun = clock, clock()
-        self._ttft: MovingAverage | None = ttft
+        self._ttft = ttft
         self._over: Callable[[float | None], None] | None = over
 
     def first_token(self) -> None:

@@ -9,14 +9,17 @@ from rich.table import Table
 
 from services.advice import advise
 from services.bundle import json_schema, located
-from services.cli import adapter, audit, bento, cache, guard, keys, model, prompt, rag, route, usage
+from services.cli import adapter, audit, bento, cache, engine, guard, keys, model, prompt, rag, route, usage
+from services.cli import adapter, audit, bento, cache, containerize, guard, keys, model, prompt, rag, route, usage
+from services.cli import adapter, audit, bento, cache, deploy, engine, guard, keys, model, prompt, rag, route, usage
+from services.cli import activate, adapter, audit, bento, cache, engine, guard, keys, model, prompt, rag, route, usage
 from services.cli.console import Bar, BundleOption, DeviceOption, err, fail, load, out, reported, target_of, write_lock
 from services.settings import SettingsError, environment, load_settings
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 _GROUPS = {
     "model": model, "adapter": adapter, "rag": rag, "guard": guard, "prompt": prompt, "keys": keys, "audit": audit,
-    "route": route, "cache": cache, "bento": bento,
+    "route": route, "cache": cache, "bento": bento, "engine": engine, "deploy": deploy,
 }  # fmt: skip
 for name, group in _GROUPS.items():
     app.add_typer(group.app, name=name)
@@ -76,4 +79,6 @@ def pack(bundle: BundleOption = None, device: DeviceOption = None) -> None:
     write_lock(lock, bundle)
 
 
+app.command("activate")(activate.activate)
 app.command("usage")(usage.usage)
+app.command("containerize")(containerize.image)

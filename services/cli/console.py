@@ -77,6 +77,7 @@ def reported() -> Generator[None]:
     from services.engine_process import EngineFailed
     from services.errors import EkibenError
     from services.lock import LockError
+    from services.manifest import BentoError
     from services.results import BadResult
 
     training = (CheckpointError, RowError, TrainingError)
@@ -84,6 +85,7 @@ def reported() -> Generator[None]:
         yield
     except (
         AdapterError,
+        BentoError,
         ModelError,
         SourceError,
         UnusableIndex,

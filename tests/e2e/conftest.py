@@ -1,4 +1,8 @@
-"""The demo box, served by BentoML with real vLLM, once for all tests."""
+"""The demo box, served by BentoML with real vLLM, once for all tests.
+
+With EKIBEN_TEST_URL (and EKIBEN_TEST_KEY, an API key) the tests go to a box that is served already, and those that look into its
+processes or its log are skipped.
+"""
 
 import os  # noqa: TID251  a server of one's own beside whatever runs here
 import signal
@@ -14,6 +18,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 420
 ADMIN_TOKEN = "a-token-of-the-tests-own"
+ELSEWHERE = os.environ.get("EKIBEN_TEST_URL")
+KEY = os.environ.get("EKIBEN_TEST_KEY", "none")
 
 
 def free_port():
@@ -22,8 +28,17 @@ def free_port():
         return probe.getsockname()[1]
 
 
+class Elsewhere:
+    """A box that somebody else serves."""
+
+    url, key, headers = (ELSEWHERE or "").rstrip("/"), KEY, {"authorization": f"Bearer {KEY}"}
+    engine_url = url  # the gateway's metrics have the engine's
+
+
 class Box:
     """A served box: its addresses, its log, and its process."""
+
+    key, headers = "none", {}
 
     def __init__(self, target, cwd, home, log, environment=None):
         self.port, self.engine_port = free_port(), free_port()
@@ -87,15 +102,27 @@ def home(store, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def box(home, tmp_path_factory):
-    served = Box("services.gateway:Gateway", ROOT, home, tmp_path_factory.mktemp("log") / "serve.log").wait_ready()
+def box(request):
+    if ELSEWHERE:
+        yield Elsewhere()
+        return
+    home, log = request.getfixturevalue("home"), request.getfixturevalue("tmp_path_factory").mktemp("log")
+    served = Box("services.gateway:Gateway", ROOT, home, log / "serve.log").wait_ready()
     yield served
     served.stop()
 
 
 @pytest.fixture
+def own_box(box):
+    """The box, where its processes and its log are at hand."""
+    if ELSEWHERE:
+        pytest.skip("the box of EKIBEN_TEST_URL is served elsewhere")
+    return box
+
+
+@pytest.fixture
 def http(box):
-    with httpx.Client(base_url=box.url, timeout=120) as client:
+    with httpx.Client(base_url=box.url, timeout=120, headers=box.headers) as client:
         yield client
 
 

@@ -54,7 +54,7 @@ def test_building_again_finds_the_same_version_and_does_nothing(home, version, e
 def test_nothing_leaks_in(bento):
     packed = [p.relative_to(bento / "src") for p in (bento / "src").rglob("*") if p.is_file()]
     whitelist = {"bundle.yaml", "bundle.lock", "bentofile.yaml", "uv.toml", "requirements"}
-    whitelist |= {"services", "models", "adapters", "guards", "prompts", "rag", "accounts", "cache", "targets"}
+    whitelist |= {"services", "models", "adapters", "guards", "prompts", "rag", "accounts", "cache", "targets", "deploy"}
 
     assert {p.parts[0] for p in packed} == whitelist
     assert {p.suffix for p in packed} == {".py", ".yaml", ".lock", ".txt", ".toml", ".npz"}
@@ -77,7 +77,7 @@ def test_it_names_its_models(bento):
     }
 
 
-def test_exported_and_imported_elsewhere_it_answers_the_same(home, version, serve, tmp_path):
+def test_exported_and_imported_elsewhere_it_answers_the_same(home, version, serve, ekiben, tmp_path):
     """Another folder, another BentoML home: all that it needs is in the file."""
     archive, elsewhere = tmp_path / "box.bento", tmp_path / "home"
     bentoml(home, "export", f"ekiben:{version}", archive)
@@ -86,6 +86,7 @@ def test_exported_and_imported_elsewhere_it_answers_the_same(home, version, serv
     assert sum(name.endswith(".safetensors") for name in names) == 3  # the model and two adapters
     (tmp_path / "cwd").mkdir()
     bentoml(elsewhere, "import", archive, cwd=tmp_path / "cwd")
+    assert "ok  sha256:" in ekiben("bento", "verify", f"ekiben:{version}", BENTOML_HOME=str(elsewhere))
     box = serve(f"ekiben:{version}", tmp_path / "cwd", elsewhere, tmp_path / "serve.log", {"PYTHONSAFEPATH": "1"}).wait_ready()
     try:
         answer = httpx.post(f"{box.url}/v1/chat/completions", json=REQUEST, timeout=120).json()

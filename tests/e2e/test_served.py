@@ -31,13 +31,13 @@ PLAIN = ["What is the capital of France?", "Count from one to five.", "Write one
 
 @pytest.fixture
 def client(box):
-    with openai.OpenAI(base_url=f"{box.url}/v1", api_key="none", max_retries=0, timeout=120) as client:
+    with openai.OpenAI(base_url=f"{box.url}/v1", api_key=box.key, max_retries=0, timeout=120) as client:
         yield client
 
 
 @pytest.fixture
 async def async_client(box):
-    async with openai.AsyncOpenAI(base_url=f"{box.url}/v1", api_key="none", max_retries=0, timeout=120) as client:
+    async with openai.AsyncOpenAI(base_url=f"{box.url}/v1", api_key=box.key, max_retries=0, timeout=120) as client:
         yield client
 
 
@@ -123,9 +123,9 @@ def test_personal_data_in_a_document_does_not_leave(client):
     assert not any("13812345678"[i : i + 4] in text for i in range(8))
 
 
-def test_a_langchain_application_stands_on_the_box(box):
+def test_a_langchain_application_stands_on_the_box(own_box):
     """One route's documents as its retriever, another route as its chat model."""
-    command = [sys.executable, "examples/langchain_app.py", "What does an ekiben cost?", "--url", box.url]
+    command = [sys.executable, "examples/langchain_app.py", "What does an ekiben cost?", "--url", own_box.url]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, check=False
     )
@@ -137,7 +137,7 @@ def test_a_langchain_application_stands_on_the_box(box):
 
 def test_documents_are_searched_through_their_routes_guards(box, client):
     asked = {"model": "handbook", "query": "At which number does the night manager answer calls?", "top_k": 5}
-    found = httpx.post(f"{box.url}/v1/rag/search", json=asked, timeout=60).raise_for_status().json()["data"]
+    found = httpx.post(f"{box.url}/v1/rag/search", json=asked, timeout=60, headers=box.headers).raise_for_status().json()["data"]
     page = client.vector_stores.search("handbook", query="退票要收多少手续费?")
 
     assert any("<CN_MOBILE>" in one["text"] for one in found)
@@ -314,7 +314,7 @@ def test_bodies_that_are_none(http, body):
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_caller_who_leaves_frees_the_engine_within_a_second(box, stream):
     body = {"model": "raw", "messages": say("Tell a very long story."), "max_tokens": 3000, "ignore_eos": True, "stream": stream}
-    with httpx.Client(base_url=box.url, timeout=60) as client:
+    with httpx.Client(base_url=box.url, timeout=60, headers=box.headers) as client:
         if stream:
             with client.stream("POST", "/v1/chat/completions", json=body) as response:
                 next(response.iter_lines())
@@ -349,23 +349,24 @@ async def test_base_and_adapter_share_a_batch_and_each_gets_its_own_answer(async
             assert answer == alone[request], request
 
 
-def test_the_log_holds_no_text_of_requests(box, client):
+def test_the_log_holds_no_text_of_requests(own_box, client):
     client.chat.completions.create(model="assistant", messages=say("zanzibar-secret-word"), max_tokens=5)
     with pytest.raises(openai.BadRequestError):
         client.chat.completions.create(model="assistant", messages=say("zanzibar-secret-word " * 3000), max_tokens=5)
 
-    assert "zanzibar" not in box.log.read_text()
+    assert "zanzibar" not in own_box.log.read_text()
 
 
-def test_the_engine_listens_on_loopback_only(box):
-    listening = {c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == box.engine_port}
+def test_the_engine_listens_on_loopback_only(own_box):
+    port = own_box.engine_port
+    listening = {c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port}
 
     assert listening == {"127.0.0.1"}
 
 
-def test_when_the_engine_dies_the_service_comes_back(box, client):
+def test_when_the_engine_dies_the_service_comes_back(own_box, client):
     """Last, because it takes a start of the engine."""
-    children = psutil.Process(box.process.pid).children(recursive=True)
+    children = psutil.Process(own_box.process.pid).children(recursive=True)
     [engine] = [p for p in children if "vllm.entrypoints" in " ".join(p.cmdline())]
     started_by_it = engine.children(recursive=True)
     engine.kill()
@@ -376,15 +377,15 @@ def test_when_the_engine_dies_the_service_comes_back(box, client):
     with pytest.raises((openai.InternalServerError, openai.APIConnectionError)) as caught:
         client.chat.completions.create(model="assistant", messages=say("hi"))
     assert caught.value.code == "engine_unavailable"
-    assert httpx.get(f"{box.url}/readyz", timeout=10).status_code == 503
-    box.wait_ready()
+    assert httpx.get(f"{own_box.url}/readyz", timeout=10).status_code == 503
+    own_box.wait_ready()
     assert client.chat.completions.create(model="assistant", messages=say("hi"), max_tokens=3).choices[0].message.content
 
 
-def test_the_server_stops_when_told_also_after_callers_have_left(box):
+def test_the_server_stops_when_told_also_after_callers_have_left(own_box):
     """Last of all: a request that was left open once kept the gateway from stopping."""
-    workers = psutil.Process(box.process.pid).children(recursive=True)
-    box.stop()
+    workers = psutil.Process(own_box.process.pid).children(recursive=True)
+    own_box.stop()
     _, alive = psutil.wait_procs(workers, timeout=30)
 
     assert alive == []

@@ -13,11 +13,14 @@ from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner
 
 from accounts.audit import AuditLog, Entry
+from deploy.environment import Environment
+from deploy.fitting import check
 from guards.policy import load_policy
 from services import errors
 from services.cli import app
 from services.settings import Settings
 from services.telemetry import Telemetry
+from tests.deploying import box
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -70,6 +73,9 @@ def completed(excerpt):
 
 @pytest.mark.parametrize(("kind", "text"), BLOCKS)
 def test_every_excerpt_passes(root, monkeypatch, kind, text):
+    if kind == "yaml environment":
+        assert check(box(cpus={"amd64": ()}, variables=()), Environment.model_validate(yaml.safe_load(text)), "keda") is not None
+        return
     if kind == "yaml policy":
         (root / "policy.yaml").write_text(text, encoding="utf-8")
 
@@ -193,8 +199,18 @@ def test_a_key_is_made_with_what_travels_in_a_bento(tmp_path):
     )
     arguments = shlex.split(command.split(" CONTAINER python ")[1])
     environment = {"PATH": "/usr/bin", "EKIBEN_STATE_DIR": str(tmp_path / "state")}
+    # An editable installation would lend what does not travel.
+    apart = (
+        "import runpy, sys; sys.meta_path[:] = [one for one in sys.meta_path if 'ditable' not in repr(one)]; sys.argv[1:2] = []"
+    )
+    program = f"{apart}; runpy.run_module('services.cli', run_name='__main__')"
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program, *arguments[1:]],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
     assert done.returncode == 0, done.stderr

@@ -31,14 +31,40 @@ gateway.compose = compose
 asyncio.run(start())
 """
 
+PROBES = """
+import asyncio
+from types import SimpleNamespace
+from services import gateway
+
+async def probe():
+    box = SimpleNamespace(watch=None, slots=None)
+    served = gateway.Gateway.inner
+    told = [await served.__is_ready__(box)]
+    box.slots = SimpleNamespace(ready=lambda: True)
+    told += [await served.__is_ready__(box), await served.__is_alive__(box), await served.__metrics__(box, "ours")]
+    print(told, hasattr(served, "engine"))
+
+asyncio.run(probe())
+"""
+KEYED = """
+import os
+from services import gateway
+from services.launch import Launch
+
+gateway.engine_launch = lambda settings, lock: Launch(["--model", "m"], {{"A": "b"}})
+gateway._end_with_child = lambda: None
+print(" ".join(gateway.Engine.inner().__command__()))
+print(os.environ.get("VLLM_API_KEY"))
+"""
+
 
 @pytest.fixture
 def start(tmp_path):
     (tmp_path / "bundle.lock").write_text('{"name": "ekiben", "model": "m:1", "adapters": {}, "indexes": {}}')
 
-    def run(error, **variables):
+    def run(error, code=CODE, **variables):
         environment = {**os.environ, "EKIBEN_BUNDLE": str(tmp_path / "bundle.yaml"), "BENTOML_HOME": str(tmp_path), **variables}
-        command = [sys.executable, "-c", CODE.format(error=error)]
+        command = [sys.executable, "-c", code.format(error=error)]
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
     return run
@@ -66,3 +92,18 @@ def test_a_setting_that_cannot_be_used_ends_it_before_anything_starts(start):
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("the box cannot start: EKIBEN_REDIS_URL: a URL that begins with redis://")
     assert "hidden" not in done.stderr
+
+
+def test_readiness_and_liveness_do_not_ask_for_an_engine_that_sleeps(start):
+    done = start("", PROBES, EKIBEN_ENGINE_URL="http://127.0.0.1:9", EKIBEN_ENGINE_SLEEPS="true")
+
+    assert done.stdout.splitlines()[-1] == "[False, True, True, 'ours'] False"
+
+
+def test_the_engine_beside_the_gateway_gets_the_key_by_its_environment(start):
+    done = start("", KEYED, EKIBEN_ENGINE_KEY="a-key-of-the-engine-0123")
+    command, key = done.stdout.splitlines()[-2:]
+
+    assert key == "a-key-of-the-engine-0123"
+    assert key not in command
+    assert command.endswith("-m services.child " + sys.executable + " -m vllm.entrypoints.openai.api_server --model m")

@@ -132,8 +132,8 @@ def test_random_searches_find_the_best_of_what_may_be_seen(filled):
             vector = vectors[rng.integers(ROWS)] + rng.normal(size=DIMENSIONS).astype(np.float32) / 4
             near = store.nearest(vector.tolist(), K, access)
             cosines = np.sort(vectors[may] @ vector / np.linalg.norm(vector))[::-1][:K]
-            leaks += len({d.id for d, _ in near} - ids)
-            assert [score for _, score in near] == pytest.approx(cosines.tolist(), abs=1e-5)
+            leaks += len({one.document.id for one in near} - ids)
+            assert [one.cosine for one in near] == pytest.approx(cosines.tolist(), abs=1e-5)
 
     assert leaks == 0
 
@@ -160,7 +160,7 @@ def test_who_may_see_little_still_gets_as_many_results(filled):
 
     assert len(store.nearest(vectors[0].tolist(), K, nobody)) == K
     assert len(store.nearest(vectors[0].tolist(), ROWS, None)) == ROWS
-    assert store.nearest(vectors[0].tolist(), 1, None)[0][0].id == documents[0].id
+    assert store.nearest(vectors[0].tolist(), 1, None)[0].document.id == documents[0].id
 
 
 def test_everything_comes_back_as_it_was_written(filled):
@@ -196,8 +196,9 @@ def test_what_has_an_id_already_is_replaced_and_what_is_deleted_is_gone(place):
     assert store.count() == 49
     assert store.matching("zebra", 5, None).keys() == {documents[0].id}
     assert [d.page_content for d in store.get_by_ids([documents[0].id, documents[1].id])] == ["zebra"]
-    [(best, score)] = store.nearest(vectors[60].tolist(), 1, None)
+    [(best, score, vector)] = store.nearest(vectors[60].tolist(), 1, None)
     assert (best.id, score) == (documents[0].id, pytest.approx(1, abs=1e-5))
+    assert vector == pytest.approx(vectors[60], abs=1e-5)
 
 
 def test_it_is_there_when_it_is_opened_again(place):
@@ -208,7 +209,8 @@ def test_it_is_there_when_it_is_opened_again(place):
     again = place.again("kept")
 
     assert again.matching("退款", K, None) == store.matching("退款", K, None)
-    assert again.nearest(vectors[3].tolist(), K, None) == store.nearest(vectors[3].tolist(), K, None)
+    there, here = ([(n.document, n.cosine) for n in one.nearest(vectors[3].tolist(), K, None)] for one in (again, store))
+    assert there == here
 
 
 def test_an_empty_store_finds_nothing(place):
@@ -239,11 +241,13 @@ def test_two_processes_search_one_store(place):
         f"store = {there}\n"
         "access = Access('acme', frozenset({'beta'}))\n"
         "print(sorted(store.matching('refund', 7, access)), "
-        f"[d.id for d, _ in store.nearest({vectors[0].tolist()}, 7, access)])"
+        f"[n.document.id for n in store.nearest({vectors[0].tolist()}, 7, access)])"
     )
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
     access = Access("acme", frozenset({"beta"}))
-    here = f"{sorted(store.matching('refund', 7, access))} {[d.id for d, _ in store.nearest(vectors[0].tolist(), 7, access)]}"
+    here = (
+        f"{sorted(store.matching('refund', 7, access))} {[n.document.id for n in store.nearest(vectors[0].tolist(), 7, access)]}"
+    )
 
     assert [p.communicate(timeout=60)[0].strip() for p in both] == [here, here]
 
@@ -267,8 +271,8 @@ def test_the_approximate_index_finds_what_comparing_all_finds(places, kind):
             assert len(near) == 10
             may = [n for n, d in enumerate(documents) if d.metadata["tenant"] == tenant]
             top = {documents[may[i]].id for i in np.argsort(-(vectors[may] @ asked))[:10]}
-            assert {d.metadata["tenant"] for d, _ in near} == {tenant}
-            found += len(top & {d.id for d, _ in near})
+            assert {one.document.metadata["tenant"] for one in near} == {tenant}
+            found += len(top & {one.document.id for one in near})
             best += 10
 
     assert found / best > 0.95

@@ -96,6 +96,46 @@ async def test_texts_are_encrypted(tmp_path, engine):
     assert verify(box.settings.audit("box"), derived(KEY, "chain")).problems == []
 
 
+async def test_what_no_route_answered_has_a_line_too(tmp_path, engine):
+    """Who was not let in, what is no request, routes that are not there or not for this key; vectors, documents."""
+    folder = folder_of(tmp_path)
+    bundle = folder / "bundle.yaml"
+    bundle.write_text(bundle.read_text().replace("anonymous: true", "anonymous: false"))
+    async with serving(folder, engine.url) as box:
+        key = await box.key(tenant="acme", routes=frozenset({"other", "e5"}))
+        sent = {"authorization": f"Bearer {key}"}
+        answers = [
+            await box.http.post(f"{box.url}/v1/chat/completions", json={}),  # nobody
+            await box.post(key="ek_" + "0" * 40),  # wrong
+            await box.http.post(f"{box.url}/v1/chat/completions", content=b"{", headers=sent),
+            await box.post(model="nothing", key=key),
+            await box.post(model="chat", key=key),
+            await box.http.post(f"{box.url}/v1/rag/search", json={"model": "none", "query": "x"}, headers=sent),
+            await box.http.post(f"{box.url}/v1/embeddings", json={"model": "e5", "input": ["abc", "de"]}, headers=sent),
+            await box.http.delete(f"{box.url}/v1/files/file-1", headers=sent),
+            await box.http.get(f"{box.url}/v1/models", headers=sent),
+        ]
+        lines = {line["id"]: line for line in box.lines()}
+        told = [
+            (answer.status_code, line["action"], line["outcome"], line.get("tenant", ""), line["more"]["status"])
+            for answer in answers[:-1]
+            for line in [lines.pop(answer.headers["x-request-id"])]
+        ]
+
+    assert told == [
+        (401, "chat", "refused", "", 401),
+        (401, "chat", "refused", "", 401),
+        (400, "chat", "refused", "acme", 400),
+        (404, "chat", "refused", "acme", 404),
+        (403, "chat", "refused", "acme", 403),
+        (404, "search", "refused", "acme", 404),
+        (200, "embedding", "ok", "acme", 200),
+        (403, "DELETE /v1/files/{file}", "refused", "acme", 403),
+    ]
+    assert lines == {}  # a list of models is nothing to keep
+    assert verify(box.settings.audit("box"), None).problems == []
+
+
 @pytest.mark.parametrize("text", ["\ud800", "\u0000", "é" * 5000])
 async def test_any_text_can_be_written(tmp_path, engine, text):
     async with serving(folder_of(tmp_path, "masked"), engine.url) as box:
@@ -104,7 +144,7 @@ async def test_any_text_can_be_written(tmp_path, engine, text):
         answer = await box.http.post(f"{box.url}/v1/chat/completions", content=sent)
 
         assert answer.status_code in {200, 400}
-        assert len(box.lines()) == (answer.status_code == 200)
+        assert [line["outcome"] for line in box.lines()] == ["ok" if answer.status_code == 200 else "refused"]
 
 
 async def test_a_trail_that_cannot_be_written_lets_nothing_in(tmp_path, engine):

@@ -154,6 +154,18 @@ async def test_tenants_and_roles_never_share(box, engine):
     assert len(set.union(*by_whom.values())) == len(whom)
 
 
+async def test_a_box_with_other_targets_does_not_give_the_answers_of_before(tmp_path, engine, redis):
+    """The replicas of a new version share the cache of the old one's; a price is no reason to ask anew."""
+
+    async def asked(number, bundle):
+        async with serving(written(tmp_path / number, bundle.replace("URL", engine.url)), engine.url, redis_url=redis.url) as box:
+            return [(await box.post(text, model=model)).headers[HEADER] for model in ("chat", "stale") for text in ("a", "b")]
+
+    assert await asked("1", CACHED) == ["miss"] * 4
+    assert await asked("2", CACHED.replace("price: {prompt: 10}", "price: {prompt: 20}")) == ["exact"] * 4
+    assert await asked("3", CACHED.replace("model: big", "model: bigger")) == ["exact"] * 2 + ["miss"] * 2
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_identical_requests_at_once_are_one_call(box, engine, stream):
     engine.delay = 0.2

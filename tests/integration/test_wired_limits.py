@@ -68,6 +68,40 @@ async def test_limits_of_a_key_stand_beside_its_tenants(box):
     assert (await box.post(model="other", key=await box.key(tenant="rich"))).status_code == 200
 
 
+async def test_vectors_take_requests_and_tokens_of_tenant_and_key(box):
+    """The stand-in counts a character as a token."""
+    asked = {"json": {"model": "e5", "input": ["a" * 300, "b" * 300]}, "headers": {"x-tenant": "rich"}}
+    answers = [await box.http.post(f"{box.url}/v1/embeddings", **asked) for _ in range(3)]
+
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert box.spent("tenant:rich")[1] == 1200
+    key = await box.key(tenant="other", requests_per_minute=1)
+    sent = {"json": {"model": "e5", "input": "a"}, "headers": {"authorization": f"Bearer {key}"}}
+    assert [(await box.http.post(f"{box.url}/v1/embeddings", **sent)).status_code for _ in range(2)] == [200, 429]
+
+
+async def test_a_judge_waits_its_turn_and_its_tokens_are_the_requests(tmp_path, engine):
+    judged = "input: [{detector: judge, question: injection, action: block}]\n"
+    routes = """
+queue: {capacity: 1}
+tenants: {acme: {limits: {tokens_per_minute: 1000}}}
+routes: {chat: {prompt: plain, policy: judged, parameters: {max_tokens: 50}}}
+policies: {judged: {path: judged.yaml}}
+"""
+    folder = written(tmp_path, routes, **{"judged.yaml": judged})
+    bundle = folder / "bundle.yaml"
+    bundle.write_text(bundle.read_text().replace("policies: {open: {path: open.yaml}, safe: {path: safe.yaml}}\n", ""))
+    engine.pieces = ['{"attack": 0.1}']
+    async with serving(folder, engine.url) as box:
+        engine.delay = 0.05
+        answers = await asyncio.gather(*(box.post() for _ in range(3)))
+
+        assert [answer.status_code for answer in answers] == [200] * 3
+        assert (len(engine.asked), engine.most_running) == (6, 1)
+        assert box.spent("tenant:acme") == (0, 3 * 2 * 10, 0)
+        assert answers[0].json()["usage"]["total_tokens"] == 10  # of the answer
+
+
 async def test_requests_at_once(box, engine):
     engine.delay = 0.3
     first = asyncio.create_task(box.post(model="other", tenant="narrow"))
@@ -226,7 +260,7 @@ async def test_a_budget_is_told_at_its_soft_share_and_stops_when_it_is_spent(tmp
         assert answer.headers["x-should-retry"] == "false"
         assert (await box.post(tenant="others")).status_code == 200
         assert [line.get("micros", 0) for line in box.lines()] == [210] * 4 + [0, 210]
-        assert box.metric("llm_cost_total", model="chat") == pytest.approx(5 * 210e-6)
+        assert box.metric("llm_cost_currency_total", model="chat") == pytest.approx(5 * 210e-6)
         await until(lambda: posted)
         await asyncio.sleep(0.6)  # two turns of the ledger: it is told once
         assert [(one["kind"], one["name"], one["level"]) for one in posted] == [("tenant", tenant, "soft")]

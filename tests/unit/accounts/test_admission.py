@@ -324,3 +324,67 @@ def test_who_asks_little_waits_for_few_turns_however_much_another_asks(virtual):
         return hall.order
 
     assert virtual(program)[:5] == ["first", "greedy0", "b", "c", "greedy1"]
+
+
+def waits(program):
+    """Run a visit while the only place is taken; return when it ended, and how."""
+
+    async def visit(admission, loop, ended):
+        try:
+            async with admission.slot("late"):
+                ended.append((loop.time(), "in"))
+        except Overloaded as overloaded:
+            ended.append((loop.time(), overloaded.reason))
+
+    async def run(loop):
+        admission, ended = Admission(1, 5, 10), []
+        async with admission.slot("first"):
+            began = loop.time()
+            visiting = asyncio.ensure_future(program(admission, lambda: visit(admission, loop, ended)))
+            await visiting
+        return [(at - began, how) for at, how in ended]
+
+    return run
+
+
+def test_while_the_engine_starts_everybody_waits_longer(virtual):
+    async def program(admission, visit):
+        admission.prolong(300)
+        await visit()
+
+    assert virtual(waits(program)) == [(310, "deadline")]
+
+
+@pytest.mark.parametrize(("awake_at", "ends_at"), [(100, 110), (1, 11), (305, 315)])
+def test_the_time_of_its_start_is_not_counted(virtual, awake_at, ends_at):
+    async def program(admission, visit):
+        admission.prolong(300)
+        waiting = asyncio.ensure_future(visit())
+        await asyncio.sleep(awake_at)
+        admission.prolong(0)
+        await waiting
+
+    assert virtual(waits(program)) == [(ends_at, "deadline")]
+
+
+def test_what_was_waited_while_it_was_awake_counts(virtual):
+    async def program(admission, visit):
+        waiting = asyncio.ensure_future(visit())
+        for _ in range(4):  # two seconds awake, two not
+            await asyncio.sleep(2)
+            admission.prolong(300)
+            await asyncio.sleep(2)
+            admission.prolong(0)
+        await waiting
+
+    assert virtual(waits(program)) == [(18, "deadline")]
+
+
+def test_who_waits_when_it_falls_asleep_waits_longer_too(virtual):
+    async def program(admission, visit):
+        waiting = asyncio.ensure_future(visit())
+        await asyncio.sleep(5)
+        admission.prolong(300)
+        await waiting
+
+    assert virtual(waits(program)) == [(310, "deadline")]

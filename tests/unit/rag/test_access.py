@@ -48,5 +48,5 @@ def test_names_of_any_characters_are_names_and_no_query(world, tenant, labels):
     access = Access(tenant, labels)
     ids = {documents[n].id for n in allowed(documents, access)}
 
-    assert {d.id for d, _ in store.nearest([1.0] + [0.0] * 7, ROWS, access)} == ids
+    assert {near.document.id for near in store.nearest([1.0] + [0.0] * 7, ROWS, access)} == ids
     assert set(store.matching(" ".join(WORDS), ROWS, access)) == ids

@@ -1,10 +1,12 @@
 """Fusion, the lexical reranker, diversity, and rerankers from outside."""
 
+import dataclasses
+
 import pytest
 from langchain_core.documents import BaseDocumentCompressor, Document
 
 from rag.plugins import BadPlugin
-from rag.ranking import Candidates, Ranking, diversify, fuse, load_reranker, rank, reranked, scale, trust
+from rag.ranking import Candidates, Ranking, apart, diversify, feedback, fuse, load_reranker, rank, reranked, scale, trust
 
 TEXTS = {
     "a": "The station opens at six. Bicycles travel for ten euros on every train.",
@@ -36,11 +38,11 @@ def test_words_are_trusted_as_far_as_one_chunk_stands_out_by_them():
     alone = {"a": (0.1, 1.0), **{str(number): (1.0, 0.3) for number in range(5)}}
     among = {"a": (0.1, 1.0), **{str(number): (1.0, 0.9) for number in range(5)}}
 
-    assert trust(alone, 0.5) == (0.5, 0.1)
-    dense_weight, lexical = trust(among, 0.5)
+    assert trust(0.5, apart(alone)) == (0.5, 0.1)
+    dense_weight, lexical = trust(0.5, apart(among))
     assert 0.6 < dense_weight <= 0.7
     assert lexical < 0.05
-    assert [trust(among, weight)[0] for weight in (0.0, 1.0)] == [0.0, 1.0]
+    assert [trust(weight, apart(among))[0] for weight in (0.0, 1.0)] == [0.0, 1.0]
 
 
 def test_what_either_list_has_first_stays_in_sight():
@@ -116,3 +118,34 @@ def test_a_path_names_what_makes_the_reranker(monkeypatch):
 
     assert isinstance(Ranking("json:made_for_a_test").reranker, Backwards)
     assert Ranking("lexical").reranker is None
+
+
+def test_where_many_chunks_have_the_words_those_like_the_best_come_first():
+    """Of two chunks with the same scores, the one that says what the best five say is the better guess."""
+    names = [f"good-{number}" for number in range(5)]
+    vectors = {name: [1.0, 0.1 * number] for number, name in enumerate(names)} | {"like": [1.0, 0.2], "unlike": [0.0, 1.0]}
+    cosines = dict.fromkeys(names, 0.9) | {"like": 0.8, "unlike": 0.8, "far": 0.5}
+    found = Candidates(
+        {name: Document("gold", id=name) for name in cosines}, cosines, dict.fromkeys([*names, "like", "unlike"], 3.0), vectors
+    )
+    without = dataclasses.replace(found, vectors={})
+    apart_by_one = dataclasses.replace(found, words={**found.words, "good-0": 30.0})
+
+    def place(among, name, dense_weight=0.5):
+        return [one.document.id for one in rank(among, "gold", dense_weight=dense_weight, rerank=True)].index(name)
+
+    assert place(found, "like") < place(found, "unlike")
+    values = {one.document.id: one.order for one in rank(without, "gold", dense_weight=0.5, rerank=True)}
+    assert values["like"] == values["unlike"]
+    for among, weight in ((apart_by_one, 0.5), (found, 0.0), (found, 1.0)):
+        values = {one.document.id: one.order for one in rank(among, "gold", dense_weight=weight, rerank=True)}
+        assert values["like"] == values["unlike"]
+
+
+def test_feedback_needs_five_vectors_that_differ():
+    order = {str(number): 1.0 - number / 10 for number in range(6)}
+
+    assert feedback(order, {str(number): [1.0, 0.0] for number in range(4)}) == {}
+    assert feedback(order, {str(number): [1.0, 0.0] for number in range(6)}) == {}
+    likeness = feedback(order, {**{str(number): [1.0, 0.0] for number in range(5)}, "5": [0.0, 1.0]})
+    assert (likeness["0"], likeness["5"]) == (1.0, 0.0)

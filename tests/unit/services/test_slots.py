@@ -571,3 +571,85 @@ async def test_what_says_nothing_is_refused(body):
 
     with pytest.raises(AdapterError, match="m: was loaded, but"):
         await smoke(Mute(), "m")
+
+
+# An engine that sleeps
+
+
+@pytest.fixture
+def sleeping(state_file, lora_engine, library, registry):
+    state_file.change(lambda state: state.packed({"a": ONE}))
+    return Slots(state_file, lora_engine, library.shelf(), Telemetry(registry), capacity=3, wake_seconds=5)
+
+
+async def test_an_engine_that_sleeps_is_asked_nothing_and_everything_is_served(sleeping, lora_engine, state_file):
+    lora_engine.up = False
+    async with sleeping.running({"a": ONE}, seconds=0.001):
+        await until(sleeping.ready)
+        await asyncio.sleep(0.02)
+
+        assert sleeping.choose(LIVE, None).labels == ("yes", "no")
+        assert sleeping.describe(LIVE)[0]["loaded"]
+    assert lora_engine.calls == []
+
+
+async def test_of_requests_at_once_one_brings_what_is_missing(sleeping, lora_engine, state_file):
+    await sleeping.reconcile()
+    await sleeping.promote(f"a@{TWO}", "live")
+    await sleeping.load(f"a@{THREE}", pin=False)
+    lora_engine.names, lora_engine.calls = {f"a@{ONE}", f"a@{FOUR}"}, []  # started anew; another replica's
+    brought = await asyncio.gather(*(sleeping.bring(f"a@{TWO}") for _ in range(5)))
+
+    assert brought == [True] * 5
+    assert sorted(lora_engine.loads()) == [f"a@{TWO}", f"a@{THREE}"]
+    assert lora_engine.names == {f"a@{ONE}", f"a@{TWO}", f"a@{THREE}"}
+    assert not await sleeping.bring("tiny")
+
+
+async def test_while_one_is_brought_the_others_are_not_refused(sleeping, lora_engine):
+    await sleeping.reconcile()
+    await sleeping.promote(f"a@{TWO}", "canary")
+    lora_engine.names, lora_engine.hangs = {f"a@{ONE}"}, {f"a@{TWO}"}
+    bringing = asyncio.create_task(sleeping.bring(f"a@{TWO}"))
+    await until(lambda: lora_engine.at_once == 1)
+
+    assert sleeping.choose({"a@canary": 1.0}, None).label == f"a@{TWO}"
+    bringing.cancel()
+    with suppress(asyncio.CancelledError):
+        await bringing
+
+
+async def test_what_the_engine_does_not_take_is_not_tried_for_every_request(sleeping, lora_engine):
+    await sleeping.reconcile()
+    await sleeping.promote(f"a@{TWO}", "canary")
+    lora_engine.names, lora_engine.calls = {f"a@{ONE}"}, []
+    lora_engine.refused[f"a@{TWO}"] = EngineRefused("rank 64", status=400)
+    for _ in range(3):
+        with pytest.raises(EngineUnavailable, match="could not be loaded") as caught:
+            await sleeping.bring(f"a@{TWO}")
+        assert "rank" not in str(caught.value)
+
+    assert lora_engine.loads() == [f"a@{TWO}"]
+    with pytest.raises(EngineUnavailable, match="could not be loaded"):
+        sleeping.choose({"a@canary": 1.0}, None)
+    assert sleeping.choose(LIVE, None).label == f"a@{ONE}"
+
+
+async def test_an_engine_that_is_lost_while_it_is_brought_to_the_registry(sleeping, lora_engine):
+    await sleeping.reconcile()
+    lora_engine.up = False
+    with pytest.raises(EngineUnavailable):
+        await sleeping.bring(f"a@{ONE}")
+    lora_engine.up = True
+
+    assert await sleeping.bring(f"a@{ONE}")  # nothing is held against the version
+
+
+async def test_letting_a_version_go_wakes_nobody(sleeping, lora_engine, state_file):
+    await sleeping.reconcile()
+    await sleeping.load(f"a@{TWO}", pin=False)
+    lora_engine.calls = []
+    await sleeping.unload(f"a@{TWO}")
+
+    assert lora_engine.calls == []
+    assert f"a@{TWO}" not in [one.label for one in state_file.read().loaded]

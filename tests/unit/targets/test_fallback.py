@@ -1,5 +1,6 @@
 import asyncio
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -171,6 +172,21 @@ async def test_each_attempt_gets_what_is_left():
     await scene.attempts.answer([BIG, SMALL], scene.call, scene.deadline(10))
 
     assert scene.given == [10, 8, 8]
+
+
+async def test_a_target_that_is_being_started_is_late_without_blame():
+    scene = Scene(most=0, patience=0.01, fair=0.01)
+    waking = [True]
+    attempts = replace(scene.attempts, waking=lambda target: target is BIG and waking[0])
+    scene.script = {"big": ["hang"] * 20, "small": ["yes"] * 20}
+    for _ in range(6):
+        await attempts.answer([BIG, SMALL], scene.call, scene.deadline())
+    assert scene.breakers.of("big").state == "closed"
+    waking[0] = False
+    for _ in range(6):
+        await attempts.answer([BIG, SMALL], scene.call, scene.deadline())
+
+    assert scene.breakers.of("big").state == "open"
 
 
 async def test_patience_leaves_something_for_the_others():

@@ -64,6 +64,18 @@ def test_a_load_counts_and_times_requests_once():
     assert (load.in_flight, load.latency) == (0, 6.0)
 
 
+def test_times_of_a_request_that_waited_for_a_start_say_nothing():
+    clock = Clock()
+    load = Load(clock=clock)
+    flight = load.begin(measured=False)
+    clock.now = 30
+
+    assert load.in_flight == 1
+    flight.first_token()
+    flight.end()
+    assert (load.in_flight, load.ttft, load.latency) == (0, None, None)
+
+
 def test_a_half_life_longer_than_all_memory_is_refused():
     with pytest.raises(ValueError, match="half_life"):
         MovingAverage(half_life=10, stale=5)

@@ -1,0 +1,109 @@
+"""A box rendered for a target: small YAML files, dumped from structures, the same bytes for the same box and environment."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deploy import network, storage
+from deploy.bentocloud import bentocloud
+from deploy.box import Box
+from deploy.compose import compose
+from deploy.entry import entry
+from deploy.environment import Environment
+from deploy.fitting import Target, check
+from deploy.keda import keda
+from deploy.knative import knative
+from deploy.kserve import kserve
+from deploy.plain import plain
+from deploy.release import Manifest, Release
+
+MARK = "# Rendered by `ekiben deploy"
+"""How files of ours begin."""
+_CLUSTERS = {"plain": plain, "keda": keda, "knative": knative, "kserve": kserve}
+_SIDE_BY_SIDE = frozenset({"plain", "keda"})
+"""Targets without revisions: a canary is a second release."""
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """Files by their names, and what should be known before they are applied."""
+
+    files: dict[str, str]
+    advice: list[str] = field(default_factory=list)
+
+
+def render(box: Box, environment: Environment, target: Target) -> Rendering:
+    """Render a box for a target; raises DoesNotFit."""
+    advice = check(box, environment, target)
+    release = Release(box, environment, canary=environment.canary is not None and target in _SIDE_BY_SIDE)
+    head = f"{MARK} render --target {target}`: {box.tag}\n"
+    if target == "compose":
+        files = {name: head + dump(content) for name, content in compose(release).items()}
+    elif target == "bentocloud":
+        files = {"bentocloud.yaml": head + dump(bentocloud(release))}
+    else:
+        files = {f"{name}.yaml": head + dump_all(made) for name, made in manifests(release, target).items()}
+    return Rendering(files, advice)
+
+
+def manifests(release: Release, target: Target) -> dict[str, list[Manifest]]:
+    """Return the objects of a cluster's target, by file."""
+    files = _CLUSTERS[target](release)
+    files["entry"] = entry(release)
+    files["storage"] = [*storage.claims(release), *storage.download(release)]
+    if storage.download(release):
+        files["network"] = [*files["network"], network.download(release)]
+    if not release.environment.network.enabled:
+        files["network"] = []
+    return {name: made for name, made in sorted(files.items()) if made}
+
+
+def write(files: Mapping[str, str], folder: Path) -> None:
+    """Write files into a folder, and take away what an earlier rendering left there; all are made before the first is moved."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".render-", dir=folder) as made:
+        for name, text in files.items():
+            place = Path(made, name)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(text, encoding="utf-8")
+        for old in [*folder.glob("*.yaml"), *folder.glob("*.yml"), *folder.glob("templates/*.yaml")]:
+            if old.relative_to(folder).as_posix() not in files and old.read_text(encoding="utf-8").startswith(MARK):
+                old.unlink()
+        for name in files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(Path(made, name), folder / name)
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML without aliases, and texts of several lines as such."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002  PyYAML's own signature
+        """Write everything out."""
+        return True
+
+
+def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # Go's YAML takes 12e45 for a number and y for true, PyYAML does not: a version of hex digits can be either.
+    style = "'" if re.match(r"[-+.]?[0-9]|[yYnN]$", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def dump(content: Any) -> str:
+    """Return YAML: keys as they come, no line broken."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf"))  # pyright: ignore[reportArgumentType]
+
+
+def dump_all(objects: list[Manifest]) -> str:
+    """Return several objects as one file."""
+    return "---\n".join(dump(one) for one in objects)

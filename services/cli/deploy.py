@@ -1,0 +1,121 @@
+"""`ekiben deploy`: what stands around the box where it is served."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+
+import typer
+
+from services.cli.console import BundleOption, JsonOption, err, fail, load, out, reported
+from services.settings import load_settings
+
+if TYPE_CHECKING:
+    from deploy.box import Box
+
+app = typer.Typer(help="Manifests for clusters, compose and BentoCloud.", no_args_is_help=True)
+
+EnvOption = Annotated[Path, typer.Option("--env", "-e", help="The environment file: image, replicas, nodes, names of secrets.")]
+FolderOption = Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write to (default: print).")]
+Cluster = Literal["knative", "keda", "kserve", "plain"]
+
+
+@app.command()
+def render(
+    env: EnvOption,
+    target: Annotated[
+        Literal["knative", "keda", "kserve", "plain", "compose", "bentocloud"],
+        typer.Option("--target", "-t", help="What runs it."),
+    ],
+    output: FolderOption = None,
+    bundle: BundleOption = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Render the packed bundle for a target, for `kubectl apply -f DIR`.
+
+    plain: Deployments and the activator. keda: KEDA with its HTTP add-on. knative and kserve: a service that they scale.
+    compose: one machine with Redis, PostgreSQL, Qdrant and Prometheus. bentocloud: the file of `bentoml deploy -f`.
+
+    The gateway stays up; the engine sleeps where engine.replicas.min is 0. No secret's value is written, only names of Secrets.
+    A bundle that does not fit (a GPU recipe without GPUs, too little memory, no scaler) is refused, and nothing is written.
+    """
+    from deploy.environment import BadEnvironment, read_environment
+    from deploy.fitting import DoesNotFit
+    from deploy.rendering import render as rendered
+
+    try:
+        made = rendered(_box(bundle), read_environment(env), target)
+    except (BadEnvironment, DoesNotFit) as error:
+        _refuse(error.lines)
+    _told(made.files, made.advice, output, target=target, as_json=as_json)
+
+
+@app.command()
+def helm(
+    env: EnvOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the chart.")],
+    target: Annotated[Cluster, typer.Option("--target", "-t", help="What scales it.")] = "plain",
+    bundle: BundleOption = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a Helm chart whose values are fields of the environment file.
+
+    The chart has the environment's shape: sizes, numbers, places, images and names of secrets are values; what would add or
+    take away objects (another target, monitoring, another source of weights) is another chart, and refused as a value.
+    """
+    from deploy.environment import BadEnvironment, read_environment
+    from deploy.fitting import DoesNotFit
+    from deploy.helm import chart
+
+    try:
+        made = chart(_box(bundle), read_environment(env), target)
+    except (BadEnvironment, DoesNotFit) as error:
+        _refuse(error.lines)
+    _told(made.files, made.advice, output, target=target, as_json=as_json)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of the environment file, for editors."""
+    from deploy.environment import json_schema
+
+    sys.stdout.write(json_schema())
+
+
+def _box(bundle: Path | None) -> Box:
+    from services.bento import version_here
+    from services.deploying import box_of
+    from services.lock import read_lock
+
+    loaded = load(bundle, "cuda")
+    with reported():
+        lock = read_lock((bundle or load_settings().bundle).with_suffix(".lock"))
+        return box_of(loaded.bundle, lock, version_here())
+
+
+def _refuse(lines: list[str]) -> NoReturn:
+    for line in lines:
+        err.print(line, markup=False, style="red")
+    fail(f"{len(lines)} problem{'s' if len(lines) > 1 else ''}; nothing was rendered.")
+
+
+def _told(files: dict[str, str], advice: list[str], output: Path | None, *, target: str, as_json: bool) -> None:
+    from deploy.rendering import write
+
+    for line in advice:
+        err.print(f"note: {line}", markup=False, style="yellow")
+    if output:
+        try:
+            write(files, output)
+        except OSError as error:
+            fail(f"{output} cannot be written: {error.strerror}")
+    if as_json:
+        sys.stdout.write(json.dumps({"target": target, "files": files, "advice": advice}, indent=2, ensure_ascii=False) + "\n")
+    elif output:
+        out.print(f"wrote {len(files)} files to {output}", markup=False)
+    else:
+        sys.stdout.write("---\n".join(f"# {name}\n{text}" for name, text in files.items()))

@@ -1,0 +1,147 @@
+"""`ekiben deploy` on the demo's bundle, with a model store of folders."""
+
+import json
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from services.bundle import load_bundle
+from services.cli import app
+from services.lock import Lock, read_lock
+from services.settings import ROOT
+from tests.deploying import SMALL, merged
+
+pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern")
+TARGETS = ("knative", "keda", "kserve", "plain", "compose", "bentocloud")
+
+
+@pytest.fixture
+def packed(monkeypatch, tmp_path):
+    """The demo packed: its lock, and a folder for each tag; weights of 1 MB each."""
+    lock = Lock(
+        name="ekiben", model="small:1", adapters={"banking-intents": "ekiben-adapter-banking-intents:1"}, names="ekiben-names:1"
+    )
+    (tmp_path / "bundle.lock").write_text(lock.model_dump_json(), encoding="utf-8")
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"\0" * 2**20)
+    monkeypatch.setattr("services.deploying.stored_path", lambda tag: folder)
+    monkeypatch.setattr("services.bento.version_here", lambda: "0123456789abcdef")
+    monkeypatch.setattr("services.cli.deploy.read_lock", lambda path: read_lock(tmp_path / "bundle.lock"), raising=False)
+    monkeypatch.setattr("services.lock.read_lock", lambda path: Lock.model_validate_json((tmp_path / "bundle.lock").read_bytes()))
+    return tmp_path
+
+
+def file(folder, **more):
+    path = folder / "env.yaml"
+    path.write_text(json.dumps(merged(SMALL, more)), encoding="utf-8")
+    return str(path)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["deploy", *arguments])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_demo_is_rendered(packed, target):
+    done = run("render", "--target", target, "--env", file(packed), "--output", str(packed / "out"))
+
+    assert done.exit_code == 0, done.output
+    files = sorted((packed / "out").iterdir())
+    assert f"wrote {len(files)} files" in done.stdout
+    assert all(list(yaml.safe_load_all(one.read_text(encoding="utf-8"))) for one in files)
+
+
+def test_it_is_printed_for_kubectl(packed):
+    done = run("render", "--target", "plain", "--env", file(packed))
+    kinds = {one["kind"] for one in yaml.safe_load_all(done.stdout)}
+
+    assert {"Deployment", "Service", "Role", "NetworkPolicy", "HorizontalPodAutoscaler", "PodDisruptionBudget"} <= kinds
+
+
+def test_json_has_files_and_notes(packed):
+    done = run("render", "--target", "knative", "--env", file(packed), "--json")
+    told = json.loads(done.stdout)
+
+    assert (told["target"], sorted(told["files"])) == ("knative", ["engine.yaml", "gateway.yaml", "network.yaml"])
+    assert any("max-revision-timeout-seconds" in line for line in told["advice"])
+
+
+def test_a_chart_is_written(packed):
+    done = run("helm", "--target", "keda", "--env", file(packed), "--output", str(packed / "chart"))
+
+    assert done.exit_code == 0, done.output
+    assert {"Chart.yaml", "values.yaml", "values.schema.json", "templates"} == {one.name for one in (packed / "chart").iterdir()}
+
+
+def test_the_schema_is_that_of_the_docs():
+    done = run("schema")
+
+    assert done.stdout == (ROOT / "docs" / "environment.schema.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"engine": {"resources": {"cpu": "1", "memory": "1Gi"}}}, "engine.resources.memory: 1Gi"),
+        ({"engine_key": "x"}, "engine_key: unknown key"),
+        ({"secrets": {"engine_key": "hunter2-hunter2"}}, "by reference"),
+    ],
+)
+def test_what_does_not_fit_is_told_and_nothing_is_written(packed, more, told):
+    done = run("render", "--target", "plain", "--env", file(packed, **more), "--output", str(packed / "out"))
+
+    assert (done.exit_code, (packed / "out").exists()) == (1, False)
+    assert told in done.stderr
+    assert "nothing was rendered" in done.stderr
+    assert "hunter2" not in done.output
+
+
+def test_an_unpacked_bundle_is_told(monkeypatch, tmp_path):
+    bundle = tmp_path / "bundle.yaml"
+    bundle.write_text((ROOT / "bundle.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    for name in ("adapters", "prompts", "guards", "rag"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    done = run("render", "--target", "plain", "--env", file(tmp_path), "--bundle", str(bundle))
+
+    assert (done.exit_code, "run `ekiben pack`" in done.stderr) == (1, True), done.output
+
+
+def test_the_examples_fit(packed):
+    example = ROOT / "examples" / "cluster.env.yaml"
+    for target in TARGETS:
+        done = run("render", "--target", target, "--env", str(example))
+
+        assert done.exit_code == 0, f"{target}: {done.output}"
+
+
+def test_facts_are_the_bundles(packed, monkeypatch):
+    from services.deploying import box_of
+
+    content = yaml.safe_load((ROOT / "bundle.yaml").read_text(encoding="utf-8"))
+    content["upstreams"] = {"twin": {"url": "http://twin:3100", "key": "${TWIN_KEY}"}, "far": {"url": "https://a.example.com"}}
+    content["collections"]["handbook"]["store"] = "postgresql://me:${PG_PASSWORD}@pg/docs"
+    content["audit"] = {"enabled": True}
+    content["engine"] |= {"kv_cache_memory_bytes": 2**30}
+    content["model"]["quantization"] = {"recipe": "w4a16-gptq"}
+    (packed / "bundle.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    for name in ("adapters", "prompts", "guards", "rag"):
+        (packed / name).symlink_to(ROOT / name)
+    from services.target import find_target
+
+    bundle = load_bundle(packed / "bundle.yaml", packed=False, target=find_target("cuda")).bundle
+    made = box_of(bundle, Lock.model_validate_json((packed / "bundle.lock").read_bytes()), "v")
+
+    assert made.weights_bytes == 3 * 2**20
+    assert made.variables == ("PG_PASSWORD", "TWIN_KEY")
+    assert made.ports == (443, 3100, 5432)
+    assert made.keeps_state == ("the audit trail",)
+    assert made.cpus == {"amd64": ("avx512bw", "avx512dq", "avx512f", "avx512vl")}
+    assert (made.saturation, made.cache_bytes, made.services) == (64, 2**30, ("engine", "embedder", "finder"))
+
+
+def test_help_says_what_it_does():
+    done = run("render", "--help")
+
+    assert "nothing is written" in " ".join(done.stdout.split())

@@ -1,0 +1,84 @@
+import pytest
+
+from deploy.fitting import TARGETS, DoesNotFit, check
+from deploy.rendering import render
+from tests.deploying import CLUSTERS, LARGE, SMALL, box, environment, merged
+
+GIB = 2**30
+
+
+def refused(target="plain", facts=None, **more):
+    with pytest.raises(DoesNotFit) as caught:
+        check(facts or box(), environment(**more), target)
+    return caught.value.lines
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_box_that_fits_is_taken(target):
+    assert isinstance(check(box(), environment(), target), list)
+
+
+@pytest.mark.parametrize(
+    ("facts", "more", "told"),
+    [
+        ({"recipe": "fp8", "cpus": {}}, {}, "the recipe fp8 is for GPUs"),
+        ({"cpus": {"amd64": ()}}, {"engine": {"architecture": "arm64"}}, "arm64 cannot run the recipe w8a8; amd64 can"),
+        ({"recipe": "w4a16-gptq", "cpus": {"amd64": ("avx512f",)}}, {}, "cpu-cpuid.AVX512F"),
+        ({"gpus": 2}, {"engine": {"gpu": {"count": 1}}}, "takes 2"),
+        ({"weights_bytes": 30 * GIB},
+         {"engine": {"gpu": {"count": 1, "memory": "24Gi"}, "resources": {"cpu": "8", "memory": "64Gi"}}}, "larger GPUs"),
+        ({"weights_bytes": 6 * GIB}, {}, "engine.resources.memory: 6Gi, and this bundle's engine wants 8.5 GiB"),
+        ({"cache_bytes": 8 * GIB}, {}, "8.0 GiB of KV cache"),
+        ({}, {"gateway": {"resources": {"cpu": "1", "memory": "512Mi"}}}, "a gateway wants 0.7 GiB"),
+        ({"weights_bytes": 2 * GIB},
+         {"weights": {"source": "pvc", "claim": "w", "size": "1Gi"}}, "weights.size: 1Gi, and the weights are 2.0 GiB"),
+        ({}, {"secrets": None}, "secrets.engine_key: is missing"),
+        ({"variables": ("TWIN_KEY",)}, {}, "asks for TWIN_KEY"),
+        ({"sealed_texts": True}, {}, "secrets.audit_text_key"),
+        ({}, {"gateway": {"replicas": {"max": 2}}}, "secrets.database_url"),
+        ({"keeps_state": ("the audit trail",)}, {}, "keeps the audit trail there"),
+        ({}, {"engine": {"replicas": {"max": 3}}}, "give engine.queue_metric"),
+        ({}, {"engine": {"idle_seconds": 10}}, "spend its time starting"),
+        ({"open_to_all": True},
+         {"gateway": {"replicas": {"max": 2}}, "state": {"size": "1Gi", "access": "ReadWriteOnce"}}, "state.access"),
+        ({}, {"canary": {"percent": 5}}, "weights of an HTTPRoute"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_with_what_to_change(facts, more, told):
+    assert told in "\n".join(refused("plain", box(**facts), **more))
+
+
+@pytest.mark.parametrize(
+    ("target", "told"), [("compose", "compose has none"), ("knative", "canary.stable"), ("bentocloud", "canary.stable")]
+)
+def test_canaries_need_what_divides_requests(target, told):
+    assert told in "\n".join(refused(target, canary={"percent": 5}))
+
+
+def test_all_problems_are_told_at_once():
+    lines = refused(facts=box(recipe="fp8", cpus={}, variables=("A",)), engine={"replicas": {"max": 2}}, secrets=None)
+
+    assert len(lines) == 4
+
+
+def test_nothing_is_rendered_of_what_does_not_fit():
+    with pytest.raises(DoesNotFit):
+        render(box(recipe="fp8", cpus={}), environment(), "plain")
+
+
+@pytest.mark.parametrize("target", CLUSTERS)
+def test_a_gpu_takes_what_processors_cannot(target):
+    told = environment(merged(SMALL, {"engine": {"gpu": {"count": 1}}}))
+
+    assert check(box(recipe="fp8", cpus={}), told, target) is not None
+
+
+def test_knative_is_told_its_clusters_settings():
+    advice = "\n".join(check(box(variables=("TWIN_KEY",)), environment(LARGE, engine={"gpu": {"count": 1}}), "knative"))
+
+    assert "max-revision-timeout-seconds must be 1260 or more" in advice
+    assert "kubernetes.podspec-persistent-volume-claim" in advice
+
+
+def test_the_concurrency_is_a_share_of_the_saturation():
+    assert (box().concurrency(), box().concurrency(10), box(saturation=1).concurrency()) == (44, 7, 1)

@@ -1,0 +1,314 @@
+"""What is rendered hangs together: selectors find pods, ports are those that listen, names name what there is."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+
+from deploy.fitting import TARGETS
+from deploy.rendering import MARK, dump, render, write
+from deploy.rules import rules
+from services.settings import Settings
+from services.telemetry import Telemetry
+from tests.deploying import CLUSTERS, LARGE, box, environment, objects, pick, pods
+
+FACTS = box(ports=(443,))
+BOTH = pytest.mark.parametrize("told", [environment(), environment(LARGE)], ids=["small", "large"])
+OTHERS = {
+    "VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR",
+    "TWIN_KEY", "POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD", "QDRANT__SERVICE__API_KEY",
+}  # fmt: skip
+
+
+def made(target, told):
+    return objects(target, told, FACTS)
+
+
+def find(content, key):
+    """Every value of a key, however deep."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            if name == key:
+                yield value
+            yield from find(value, key)
+    elif isinstance(content, list):
+        for value in content:
+            yield from find(value, key)
+
+
+@BOTH
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_same_bytes_each_time(target, told):
+    assert render(FACTS, told, target) == render(FACTS, told, target)
+
+
+@BOTH
+@pytest.mark.parametrize("target", CLUSTERS)
+def test_every_selector_finds_pods_and_every_pod_is_selected_once(target, told):
+    labelled = [(owner["metadata"]["name"], template["metadata"]["labels"]) for owner, template in pods(made(target, told))]
+    theirs = {"serving.knative.dev/service", "serving.kserve.io/inferenceservice"}
+    for one in made(target, told):
+        spec = one.get("spec", {})
+        selectors = [spec[key] for key in ("selector", "podSelector") if key in spec]
+        for selector in selectors:
+            wanted = selector.get("matchLabels", selector)
+            if theirs & set(wanted):
+                continue
+            found = [name for name, labels in labelled if wanted.items() <= labels.items()]
+
+            assert len(found) == 1, f"{one['kind']} {one['metadata']['name']}: {wanted} finds {found}"
+
+
+@BOTH
+@pytest.mark.parametrize("target", CLUSTERS)
+def test_ports_of_services_and_probes_are_those_of_containers(target, told):
+    everything = made(target, told)
+    ports = {}
+    for _, template in pods(everything):
+        component = template["metadata"]["labels"]["app.kubernetes.io/component"]
+        for container in template["spec"]["containers"]:
+            ports[component] = {port["name"]: port["containerPort"] for port in container.get("ports", [])}
+            for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+                if name in container:
+                    asked = container[name]["httpGet"]["port"]
+                    assert asked in {*ports[component], *ports[component].values()}
+    for one in everything:
+        if (one["apiVersion"], one["kind"]) == ("v1", "Service") and "selector" in one["spec"]:
+            theirs = ports[one["spec"]["selector"]["app.kubernetes.io/component"]]
+            assert {port["targetPort"] for port in one["spec"]["ports"]} <= set(theirs)
+
+
+@BOTH
+@pytest.mark.parametrize("target", CLUSTERS)
+def test_the_gateway_asks_a_service_that_there_is(target, told):
+    everything = made(target, told)
+    gateway = next(template for owner, template in pods(everything) if owner["metadata"]["name"].endswith("-gateway"))
+    url = next(one["value"] for one in gateway["spec"]["containers"][0]["env"] if one["name"] == "EKIBEN_ENGINE_URL")
+    host = re.match(r"http://([a-z0-9-]+)", url)[1]
+    services = {one["metadata"]["name"] for one in everything if one["kind"] == "Service"}
+    services |= {f"{one['metadata']['name']}-predictor" for one in everything if one["kind"] == "InferenceService"}
+
+    assert host in services
+
+
+@BOTH
+@pytest.mark.parametrize("target", CLUSTERS)
+def test_every_variable_is_a_setting(target, told):
+    known = {f"EKIBEN_{name.upper()}" for name in Settings.model_fields} | OTHERS
+
+    assert {one["name"] for listed in find(made(target, told), "env") for one in listed} <= known
+
+
+def test_every_variable_of_compose_is_a_setting():
+    known = {f"EKIBEN_{name.upper()}" for name in Settings.model_fields} | OTHERS
+    content = yaml.safe_load(render(FACTS, environment(LARGE), "compose").files["compose.yaml"])
+    told = {name for service in content["services"].values() for name in service.get("environment", {})}
+
+    assert told <= known
+    assert {"EKIBEN_ENGINE_URL", "EKIBEN_REDIS_URL", "EKIBEN_DATABASE_URL", "TWIN_KEY"} <= told
+
+
+@BOTH
+@pytest.mark.parametrize("target", TARGETS)
+def test_secrets_are_references(target, told):
+    """A variable whose name speaks of a secret never has a value."""
+    for text in render(FACTS, told, target).files.values():
+        for one in (env for document in yaml.safe_load_all(text) for listed in find(document, "env") for env in listed):
+            if re.search("KEY|TOKEN|PASSWORD|WEBHOOK|DATABASE_URL|REDIS_URL", one["name"]):
+                assert set(one) == {"name", "valueFrom"}, one
+                assert set(one["valueFrom"]["secretKeyRef"]) == {"name", "key"}
+        assert not re.search(r"(KEY|TOKEN|PASSWORD): (?!\$\{)\S", text)
+
+
+@BOTH
+@pytest.mark.parametrize("target", CLUSTERS)
+def test_pods_have_no_rights(target, told):
+    for owner, template in pods(made(target, told)):
+        spec = template["spec"]
+        account = owner["metadata"]["name"].endswith("-activator")
+        assert spec["automountServiceAccountToken"] is account
+        assert spec["enableServiceLinks"] is False
+        for container in spec["containers"]:
+            rights = container["securityContext"]
+            assert rights["readOnlyRootFilesystem"] is rights["runAsNonRoot"] is True
+            assert rights["allowPrivilegeEscalation"] is False
+            assert (rights["runAsUser"], rights["capabilities"]) == (1034, {"drop": ["ALL"]})
+            assert rights["seccompProfile"] == {"type": "RuntimeDefault"}
+            assert {"cpu", "memory"} <= set(container["resources"]["requests"])
+            assert "memory" in container["resources"]["limits"]
+
+
+@BOTH
+def test_the_activator_may_scale_one_deployment_and_nothing_else(told):
+    everything = made("plain", told)
+    name = told.name or "ekiben"
+    role = pick(everything, "Role", f"{name}-activator")
+
+    assert role["rules"] == [
+        {
+            "apiGroups": ["apps"],
+            "resources": ["deployments/scale"],
+            "resourceNames": [f"{name}-engine"],
+            "verbs": ["get", "patch"],
+        }
+    ]
+    assert (
+        f"{told.namespace}/{name}-engine"
+        in pick(everything, "Deployment", f"{name}-activator")["spec"]["template"]["spec"]["containers"][0]["args"]
+    )
+
+
+@pytest.mark.parametrize("target", CLUSTERS)
+def test_streams_outlast_their_pods(target):
+    for owner, template in pods(made(target, environment(LARGE))):
+        if owner["kind"] == "Deployment":
+            assert template["spec"]["terminationGracePeriodSeconds"] > 900
+
+
+@pytest.mark.parametrize("target", CLUSTERS)
+def test_the_start_has_the_time_that_was_measured(target):
+    engine = [
+        one
+        for owner, template in pods(made(target, environment(LARGE)))
+        for one in template["spec"]["containers"]
+        if "gpu" in str(one["resources"])
+    ]
+    probe = engine[0]["startupProbe"]
+
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 240
+    assert engine[0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+def test_replicas_belong_to_whoever_scales():
+    for target in ("plain", "keda"):
+        everything = made(target, environment(LARGE))
+        for name in ("support-gateway", "support-engine"):
+            assert "replicas" not in pick(everything, "Deployment", name)["spec"]
+    steady = made("plain", environment(engine={"replicas": {"min": 2, "max": 2}}))
+
+    assert pick(steady, "Deployment", "ekiben-engine")["spec"]["replicas"] == 2
+    assert not [one for one in steady if "activator" in one["metadata"]["name"]]
+
+
+def test_an_engine_is_reached_from_what_stands_before_it_alone():
+    policy = pick(made("plain", environment()), "NetworkPolicy", "ekiben-engine")["spec"]
+    peers = policy["ingress"][0]["from"]
+
+    assert peers == [
+        {"podSelector": {"matchLabels": {"app.kubernetes.io/instance": "ekiben", "app.kubernetes.io/component": "activator"}}}
+    ]
+    assert policy["egress"] == [{"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]}]
+
+
+def test_the_gateway_may_go_to_the_servers_that_are_named():
+    policy = pick(made("plain", environment(LARGE)), "NetworkPolicy", "support-gateway")["spec"]
+
+    assert [port["port"] for port in policy["egress"][2]["ports"]] == [443, 5432, 6379]
+
+
+def test_keda_scales_by_requests_held_and_by_the_queue():
+    everything = made("keda", environment(LARGE))
+    triggers = pick(everything, "ScaledObject", "support-engine")["spec"]["triggers"]
+    route = pick(everything, "InterceptorRoute", "support-engine")["spec"]
+
+    assert [one["type"] for one in triggers] == ["external-push", "prometheus"]
+    assert "vllm:num_requests_waiting" in triggers[1]["metadata"]["query"]
+    assert route["scalingMetric"]["concurrency"]["targetValue"] == 33
+    assert route["rules"][0]["hosts"] == ["support-engine-proxy"]
+
+
+@pytest.mark.parametrize("target", ["knative", "kserve"])
+def test_knative_targets_hold_to_the_saturation(target):
+    everything = made(target, environment(LARGE))
+    text = json.dumps(everything)
+
+    assert '"containerConcurrency": 48' in text
+    assert ('"autoscaling.knative.dev/target": "33"' in text) or ('"scaleTarget": 33' in text)
+
+
+def test_a_knative_canary_has_its_share():
+    told = environment(canary={"percent": 10, "stable": "ekiben-engine-aaaaaaaaaa"})
+    service = next(one for one in made("knative", told) if one["apiVersion"] == "serving.knative.dev/v1")
+
+    assert service["spec"]["traffic"] == [
+        {"revisionName": "ekiben-engine-aaaaaaaaaa", "percent": 90},
+        {"revisionName": "ekiben-engine-0123456789", "percent": 10, "tag": "canary"},
+    ]
+    assert service["spec"]["template"]["metadata"]["name"] == "ekiben-engine-0123456789"
+
+
+@pytest.mark.parametrize("target", ["plain", "keda"])
+def test_a_canary_is_a_release_beside_the_stable_one(target):
+    told = environment(LARGE, canary={"percent": 10}, ingress={"gateway": "edge/public"})
+    everything = made(target, told)
+    route = pick(everything, "HTTPRoute", "support-gateway")["spec"]
+    others = [one for one in everything if one["kind"] not in {"HTTPRoute", "PersistentVolumeClaim"}]
+
+    assert [(one["name"], one["weight"]) for one in route["rules"][0]["backendRefs"]] == [
+        ("support-gateway", 90),
+        ("support-canary-gateway", 10),
+    ]
+    assert route["parentRefs"] == [{"namespace": "edge", "name": "public"}]
+    assert all(one["metadata"]["name"].startswith("support-canary-") for one in others)
+    assert {"support-state"} == {
+        volume["persistentVolumeClaim"]["claimName"]
+        for listed in find(others, "volumes")
+        for volume in listed
+        if volume["name"] == "state"
+    }
+
+
+def test_weights_come_from_where_they_are_said_to_be():
+    def volume(**told):
+        everything = made("plain", environment(weights=told))
+        spec = pick(everything, "Deployment", "ekiben-engine")["spec"]["template"]["spec"]
+        mounts = {one["name"]: one for one in spec["containers"][0]["volumeMounts"]}
+        return next((one for one in spec["volumes"] if one["name"] == "weights"), None), mounts.get("weights"), everything
+
+    assert volume(source="image")[:2] == (None, None)
+    image, mount, _ = volume(source="image-volume", image="r.example.com/w:1")
+    assert (image["image"]["reference"], mount["readOnly"]) == ("r.example.com/w:1", True)
+    claim, mount, _ = volume(source="pvc", claim="models")
+    assert (claim["persistentVolumeClaim"]["claimName"], mount["mountPath"]) == ("models", "/home/bentoml/bento/models")
+    claim, _, everything = volume(
+        source="download", size="1Gi", download={"url": "https://a.example.com/w.tar", "sha256": "ab" * 32}
+    )
+    job = pick(everything, "Job", "ekiben-weights-ababababab")
+    assert (
+        claim["persistentVolumeClaim"]["claimName"]
+        == pick(everything, "PersistentVolumeClaim", "ekiben-weights-0123456789")["metadata"]["name"]
+    )
+    assert job["spec"]["template"]["spec"]["containers"][0]["args"][2:4] == ["deploy.download", "https://a.example.com/w.tar"]
+
+
+def test_alerts_ask_for_metrics_that_there_are():
+    registry = CollectorRegistry()
+    telemetry = Telemetry(registry)
+    names = {one._name for one in vars(telemetry).values() if hasattr(one, "_labelnames")}
+    asked = {
+        re.sub("_(total|bucket)$", "", name)
+        for group in rules(box(), first_token_seconds=3)
+        for rule in group["rules"]
+        for name in re.findall(r"\bllm_\w+", rule["expr"])
+    }
+
+    assert asked <= names
+    assert len(asked) > 4
+
+
+@pytest.mark.parametrize("version", ["1234567890123456", "123456789012e456", "0x12345678901234", "y", "0123456789abcdef"])
+def test_texts_that_other_readers_of_yaml_take_for_numbers_are_quoted(version):
+    assert dump({"version": version}) == f"version: '{version}'\n"
+
+
+def test_files_are_written_whole_and_leftovers_of_ours_go(tmp_path):
+    folder = tmp_path / "out"
+    write(render(FACTS, environment(LARGE), "plain").files, folder)
+    (folder / "own.yaml").write_text("a: 1\n", encoding="utf-8")
+    write(render(FACTS, environment(secrets=LARGE["secrets"], engine={"replicas": {"min": 1, "max": 1}}), "plain").files, folder)
+
+    assert sorted(file.name for file in folder.iterdir()) == ["engine.yaml", "gateway.yaml", "network.yaml", "own.yaml"]
+    assert all(Path(folder, name).read_text(encoding="utf-8").startswith(MARK) for name in ("engine.yaml", "gateway.yaml"))
