@@ -1,7 +1,7 @@
 # Two commands suffice: `make serve` sets everything up and serves the demo on http://localhost:3000, `make test` sets
 # everything up and passes the tests. `make` prints the others.
 .DEFAULT_GOAL := help
-.PHONY: help serve pack test redis-server container-tools test-containers test-unit lint build load bench-gateway bench-overhead bench-lora bench-engine bench-features bench-guards lock clean
+.PHONY: help serve pack test redis-server container-tools test-containers test-cluster test-unit lint build load bench-gateway bench-overhead bench-lora bench-engine bench-features bench-guards lock clean
 
 PYTHON_VERSION ?= 3.11
 HOST ?= 127.0.0.1
@@ -50,6 +50,9 @@ test-containers: .venv/.dev pack container-tools ## the box as a container: buil
 
 # podman and buildah with what they need, and mmdebstrap, which makes an image of Debian's packages without a registry.
 CONTAINER_TOOLS := podman buildah runc catatonit netavark aardvark-dns iptables fuse-overlayfs slirp4netns uidmap skopeo umoci mmdebstrap debian-archive-keyring
+test-cluster: .venv/.dev ## what is rendered, on a real Kubernetes node: EKIBEN_CLUSTER=FOLDER, built by tests/cluster/build.sh (docs/cluster-tests.md)
+	$(BIN)/pytest tests/cluster
+
 container-tools: ## install podman, buildah and mmdebstrap from Debian, where they are missing and apt-get is there
 	@missing() { for tool in podman buildah runc skopeo umoci mmdebstrap catatonit; do command -v $$tool >/dev/null || echo $$tool; done; }; \
 	[ -z "$$(missing)" ] && exit 0; \

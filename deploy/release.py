@@ -97,9 +97,9 @@ def probe(path: str, port: str | int, *, period: int = 10, seconds: int = _PROBE
     }
 
 
-def startup(path: str, port: str | int, seconds: int) -> dict[str, Any]:
+def startup(path: str, port: str | int, seconds: int, *, period: int = _PROBE_SECONDS) -> dict[str, Any]:
     """Return a startup probe that gives a container `seconds` to answer."""
-    return probe(path, port, period=_PROBE_SECONDS, failures=-(-seconds // _PROBE_SECONDS))
+    return probe(path, port, period=period, failures=-(-seconds // period))
 
 
 def resources(given: Resources, gpus: dict[str, str] | None = None, *, whole: bool = False) -> dict[str, Any]:

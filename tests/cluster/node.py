@@ -47,7 +47,7 @@ class Node:
 
     def rolled_out(self, namespace: str, *deployments: str, seconds: int = 180) -> None:
         for name in deployments:
-            self.kubectl("rollout", "status", f"deployment/{name}", "-n", namespace, f"--timeout={seconds}s", timeout=seconds + 10)
+            self.kubectl("rollout", "status", f"deployment/{name}", "-n", namespace, f"--timeout={seconds}s", timeout=seconds + 9)
 
     def kill(self, pod: dict) -> None:
         """End a pod's one container with SIGKILL, as the kernel would."""

@@ -7,7 +7,7 @@ connection and ends the streams that are under way, as vLLM's server does.
 import argparse
 import asyncio
 import json
-import os
+import os  # noqa: TID251  its key and its pod's name
 import signal
 
 from aiohttp import web
