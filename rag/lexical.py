@@ -41,8 +41,11 @@ def tokens(text: str) -> list[str]:
 def _scored(texts: Sequence[str]) -> Any:
     import bm25s
 
+    # bm25s would number the terms in the order of a set, another one in each process; so the same texts give the same files.
+    numbers: dict[str, int] = {}
+    numbered = [[numbers.setdefault(term, len(numbers)) for term in tokens(text)] for text in texts]
     index = bm25s.BM25(method="lucene", k1=1.2, b=0.75)
-    index.index([tokens(text) for text in texts], show_progress=False)
+    index.index((numbered, numbers), show_progress=False)
     return index
 
 

@@ -9,10 +9,23 @@ from rich.table import Table
 
 from services.advice import advise
 from services.bundle import json_schema, located
-from services.cli import adapter, audit, bento, cache, engine, guard, keys, model, prompt, rag, route, usage
-from services.cli import adapter, audit, bento, cache, containerize, guard, keys, model, prompt, rag, route, usage
-from services.cli import adapter, audit, bento, cache, deploy, engine, guard, keys, model, prompt, rag, route, usage
-from services.cli import activate, adapter, audit, bento, cache, engine, guard, keys, model, prompt, rag, route, usage
+from services.cli import (
+    activate,
+    adapter,
+    audit,
+    bento,
+    cache,
+    containerize,
+    deploy,
+    engine,
+    guard,
+    keys,
+    model,
+    prompt,
+    rag,
+    route,
+    usage,
+)  # fmt: skip
 from services.cli.console import Bar, BundleOption, DeviceOption, err, fail, load, out, reported, target_of, write_lock
 from services.settings import SettingsError, environment, load_settings
 
