@@ -48,11 +48,11 @@ redis-server:
 test-containers: .venv/.dev pack container-tools ## the box as a container: built without a network, read-only root, end to end (6 minutes)
 	$(BIN)/pytest tests/containers
 
-# podman and buildah with what they need, and mmdebstrap, which makes an image of Debian's packages without a registry.
-CONTAINER_TOOLS := podman buildah runc catatonit netavark aardvark-dns iptables fuse-overlayfs slirp4netns uidmap skopeo umoci mmdebstrap debian-archive-keyring
-test-cluster: .venv/.dev ## what is rendered, on a real Kubernetes node: EKIBEN_CLUSTER=FOLDER, built by tests/cluster/build.sh (docs/cluster-tests.md)
+test-cluster: .venv/.dev ## what is rendered, on a real Kubernetes node: EKIBEN_CLUSTER=FOLDER (docs/cluster-tests.md)
 	$(BIN)/pytest tests/cluster
 
+# podman and buildah with what they need, and mmdebstrap, which makes an image of Debian's packages without a registry.
+CONTAINER_TOOLS := podman buildah runc catatonit netavark aardvark-dns iptables fuse-overlayfs slirp4netns uidmap skopeo umoci mmdebstrap debian-archive-keyring
 container-tools: ## install podman, buildah and mmdebstrap from Debian, where they are missing and apt-get is there
 	@missing() { for tool in podman buildah runc skopeo umoci mmdebstrap catatonit; do command -v $$tool >/dev/null || echo $$tool; done; }; \
 	[ -z "$$(missing)" ] && exit 0; \
