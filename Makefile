@@ -1,7 +1,7 @@
 # Two commands suffice: `make serve` sets everything up and serves the demo on http://localhost:3000, `make test` sets
 # everything up and passes the tests. `make` prints the others.
 .DEFAULT_GOAL := help
-.PHONY: help serve pack test redis-server container-tools test-containers test-unit lint build load bench-gateway bench-overhead bench-lora bench-engine bench-features bench-guards bench-coldstart criu test-snapshot lock clean
+.PHONY: help serve pack test redis-server container-tools test-containers test-cluster test-unit lint build load bench-gateway bench-overhead bench-lora bench-engine bench-features bench-guards bench-coldstart criu test-snapshot lock clean
 
 PYTHON_VERSION ?= 3.11
 HOST ?= 127.0.0.1
@@ -47,6 +47,9 @@ redis-server:
 
 test-containers: .venv/.dev pack container-tools ## the box as a container: built without a network, read-only root, end to end (6 minutes)
 	$(BIN)/pytest tests/containers
+
+test-cluster: .venv/.dev ## what is rendered, on a real Kubernetes node: EKIBEN_CLUSTER=FOLDER (docs/cluster-tests.md)
+	$(BIN)/pytest tests/cluster
 
 # podman and buildah with what they need, and mmdebstrap, which makes an image of Debian's packages without a registry.
 CONTAINER_TOOLS := podman buildah runc catatonit netavark aardvark-dns iptables fuse-overlayfs slirp4netns uidmap skopeo docker-registry umoci mmdebstrap debian-archive-keyring

@@ -43,7 +43,7 @@ def container(release: Release, *, port_name: str = "http", probed: str | int | 
         "securityContext": made.container_security(),
         # Somebody waits for it: a second between two looks is a second that a start takes longer.
         "startupProbe": startup("/health", asked, told.start_seconds, period=1),
-        "readinessProbe": probe("/health", asked, period=1, failures=10),
+        "readinessProbe": probe("/health", asked, period=1, failures=15),
         "livenessProbe": probe("/health", asked, period=15, failures=4),
         "volumeMounts": engine_volumes(release)[1],
     }

@@ -206,6 +206,8 @@ def test_the_start_has_the_time_that_was_measured(target):
     probe = engine[0]["startupProbe"]
 
     assert probe["periodSeconds"] * probe["failureThreshold"] == 240
+    # Requests wait for it meanwhile.
+    assert probe["periodSeconds"] == engine[0]["readinessProbe"]["periodSeconds"] == 1
     assert engine[0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 
