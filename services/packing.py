@@ -293,7 +293,10 @@ def _passage_check(loaded: LoadedBundle, policy: str | None, progress: Progress)
 
 
 def pack_names(loaded: LoadedBundle, progress: Progress) -> str | None:
-    """Bring the model that finds names into the store unless it is there; return its tag, None where the bundle has none."""
+    """Bring the model that finds names into the store unless it is there; return its tag, None where the bundle has none.
+
+    Raises OnnxError for one in ONNX that cannot be used.
+    """
     entry = loaded.bundle.names
     if entry is None:
         return None
@@ -303,6 +306,9 @@ def pack_names(loaded: LoadedBundle, progress: Progress) -> str | None:
 
     def fill(target: Path) -> None:
         if entry.source.startswith("path:") and (folder / "model.onnx").is_file():
+            from guards.onnx_names import OnnxNames
+
+            _try_onnx("names", lambda: OnnxNames(folder), progress)
             shutil.copytree(folder, target, dirs_exist_ok=True)
             return
         with tempfile.TemporaryDirectory() as empty:
@@ -313,11 +319,30 @@ def pack_names(loaded: LoadedBundle, progress: Progress) -> str | None:
 
 
 def pack_injection_model(loaded: LoadedBundle, progress: Progress) -> str | None:
-    """Copy the classifier beside ours into the store unless it is there; return its tag, None where the bundle has none."""
+    """Copy the classifier beside ours into the store unless it is there; return its tag, None where the bundle has none.
+
+    Raises OnnxError where it cannot be used.
+    """
     entry = loaded.bundle.injection_model
     if entry is None:
         return None
     folder = loaded.root / entry.source.removeprefix("path:")
     tag = f"{loaded.bundle.name}-injection:{digest_files(folder)[:16]}"
-    copy = partial(shutil.copytree, folder, dirs_exist_ok=True)
-    return _ensure(tag, "injection model", copy, {"source": entry.source}, progress)
+
+    def fill(target: Path) -> None:
+        from guards.onnx_classifier import OnnxClassifier
+
+        _try_onnx("injection model", lambda: OnnxClassifier(folder), progress)
+        shutil.copytree(folder, target, dirs_exist_ok=True)
+
+    return _ensure(tag, "injection model", fill, {"source": entry.source}, progress)
+
+
+def _try_onnx(what: str, open_model: Callable[[], object], progress: Progress) -> None:
+    """Open a model in ONNX, which tries it; raises OnnxError for one that cannot be used where onnxruntime is here to tell."""
+    from guards.onnx_model import MissingPackage
+
+    try:
+        open_model()
+    except MissingPackage as error:
+        progress.note(f"{what}: not tried: {error}; the box needs it too")

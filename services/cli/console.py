@@ -68,6 +68,7 @@ def reported() -> Generator[None]:
     from adapters.manifest import AdapterError
     from adapters.recipe import TrainingError
     from adapters.rows import RowError
+    from guards.onnx_model import OnnxError
     from models.making import ModelError
     from models.source import SourceError
     from rag.index import UnusableIndex
@@ -94,6 +95,7 @@ def reported() -> Generator[None]:
         BadPlugin,
         BadResult,
         LockError,
+        OnnxError,
         EngineFailed,
         EkibenError,
         *training,
