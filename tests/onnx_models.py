@@ -60,7 +60,7 @@ def _inputs(names, shape=("batch", "sequence"), kind=TensorProto.INT64):
     return [helper.make_tensor_value_info(name, kind, list(shape)) for name in names]
 
 
-def text_classifier(
+def text_classifier(  # noqa: PLR0913  each is a way in which exports differ
     folder, tokenizer, embeddings, *, labels=("BENIGN", "INJECTION"), token_types=True, positions=None,
     shape=("batch", "sequence"), kind=TensorProto.INT64, hidden_first=False, more=(), config=None,
 ):  # fmt: skip

@@ -50,7 +50,8 @@ def test_exports_differ(tmp_path, tokenizer, embeddings, options):
 @pytest.mark.parametrize(
     ("config", "beside", "window"),
     [
-        ({}, None, 512), ({"max_position_embeddings": 514}, {"model_max_length": 1e30}, 512), ({"max_position_embeddings": 40}, None, 40),
+        ({}, None, 512), ({"max_position_embeddings": 514}, {"model_max_length": 1e30}, 512),
+        ({"max_position_embeddings": 40}, None, 40),
         ({"max_position_embeddings": 514}, {"model_max_length": 128}, 128), ({"max_position_embeddings": -1}, {}, 512),
     ],
 )  # fmt: skip
@@ -88,7 +89,7 @@ def test_a_tokenizer_saved_with_padding_and_truncation_of_its_own(tmp_path):
         ({"shape": ("batch", 512)}, "fixed shape"),
         ({"shape": (4, "sequence")}, "fixed shape"),
         ({"shape": ("batch", "sequence", "more")}, r"model\.onnx"),
-        ({"more": ("position_ids", "pixels")}, "asks for pixels, position_ids; it may ask for input_ids, attention_mask, token_type_ids"),
+        ({"more": ("position_ids", "pixels")}, "asks for pixels, position_ids; it may ask for input_ids, attention_mask"),
         ({"labels": ("SAFE", "BAD", "WORSE")}, r"'logits' has the shape \(1, 2\) for 2 tokens, not \(1, 3\)"),
         ({"positions": 100}, "failed on 512 tokens.*max_position_embeddings"),
         ({"config": {"max_position_embeddings": 3}}, "no room for a text"),
