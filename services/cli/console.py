@@ -78,6 +78,7 @@ def reported() -> Generator[None]:
     from adapters.manifest import AdapterError
     from adapters.recipe import TrainingError
     from adapters.rows import RowError
+    from guards.onnx_model import OnnxError
     from models.making import ModelError
     from models.source import SourceError
     from rag.index import UnusableIndex
@@ -106,6 +107,7 @@ def reported() -> Generator[None]:
         BadResult,
         LockError,
         ReleaseError,
+        OnnxError,
         EngineFailed,
         EkibenError,
         *training,
