@@ -54,7 +54,7 @@ def test_building_again_finds_the_same_version_and_does_nothing(home, version, e
 def test_nothing_leaks_in(bento):
     packed = [p.relative_to(bento / "src") for p in (bento / "src").rglob("*") if p.is_file()]
     whitelist = {"bundle.yaml", "bundle.lock", "bentofile.yaml", "uv.toml", "requirements"}
-    whitelist |= {"services", "models", "adapters", "guards", "prompts", "rag", "accounts", "cache", "targets"}
+    whitelist |= {"services", "models", "adapters", "guards", "prompts", "rag", "accounts", "cache", "targets", "deploy"}
 
     assert {p.parts[0] for p in packed} == whitelist
     assert {p.suffix for p in packed} == {".py", ".yaml", ".lock", ".txt", ".toml", ".npz"}
