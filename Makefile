@@ -1,7 +1,7 @@
 # Two commands suffice: `make serve` sets everything up and serves the demo on http://localhost:3000, `make test` sets
 # everything up and passes the tests. `make` prints the others.
 .DEFAULT_GOAL := help
-.PHONY: help serve pack test redis-server container-tools test-containers test-cluster test-unit lint build load bench-gateway bench-overhead bench-lora bench-engine bench-features bench-guards lock clean
+.PHONY: help serve pack test redis-server container-tools test-containers test-cluster test-unit lint build load bench-gateway bench-overhead bench-lora bench-engine bench-features bench-guards bench-coldstart criu test-snapshot lock clean
 
 PYTHON_VERSION ?= 3.11
 HOST ?= 127.0.0.1
@@ -52,7 +52,7 @@ test-cluster: .venv/.dev ## what is rendered, on a real Kubernetes node: EKIBEN_
 	$(BIN)/pytest tests/cluster
 
 # podman and buildah with what they need, and mmdebstrap, which makes an image of Debian's packages without a registry.
-CONTAINER_TOOLS := podman buildah runc catatonit netavark aardvark-dns iptables fuse-overlayfs slirp4netns uidmap skopeo umoci mmdebstrap debian-archive-keyring
+CONTAINER_TOOLS := podman buildah runc catatonit netavark aardvark-dns iptables fuse-overlayfs slirp4netns uidmap skopeo docker-registry umoci mmdebstrap debian-archive-keyring
 container-tools: ## install podman, buildah and mmdebstrap from Debian, where they are missing and apt-get is there
 	@missing() { for tool in podman buildah runc skopeo umoci mmdebstrap catatonit; do command -v $$tool >/dev/null || echo $$tool; done; }; \
 	[ -z "$$(missing)" ] && exit 0; \
@@ -98,6 +98,16 @@ bench-features: .venv/.dev pack ## measure what a bundle may switch on in its en
 
 bench-guards: .venv/.dev pack ## measure what guards cost, and the service for names beside the same model in process
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.guarding
+
+bench-coldstart: .venv/.dev pack ## measure the engine restored from its snapshot beside stock vLLM's cold start (root, criu)
+	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks.coldstart
+
+criu: ## put a current criu into /opt/criu, for snapshots (Debian)
+	deploy/install-criu.sh $(CRIU_PREFIX)
+CRIU_PREFIX ?= /opt/criu
+
+test-snapshot: .venv/.dev pack ## tests of snapshots with a real criu and real vLLM; skipped without (make criu)
+	$(BIN)/pytest tests/integration/test_revival.py tests/e2e/test_snapshot.py
 
 lock: $(UV) ## compile the locks anew, with hashes and without any index's address
 	$(LOCK) pyproject.toml --extra cpu --extra stores --output-file requirements/cpu.txt

@@ -1,29 +1,33 @@
-"""The database of keys and spend: a SQLite file, or PostgreSQL by URL. The schema is brought up to date when it is opened."""
+"""The database of keys and spend: a SQLite file, or PostgreSQL by URL. Its schema is made or expanded when it is opened."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from alembic import command
-from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import Connection, MetaData, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-MIGRATIONS = Path(__file__).parent / "migrations"
+from accounts.schema import MIGRATIONS, Schema, Unfit
+
 LOCK_SECONDS = 10
 _LOCK = 0x656B6962656E  # "ekiben": of PostgreSQL's advisory locks
+_T = TypeVar("_T")
 metadata = MetaData()
 
 
 class DatabaseUnavailable(RuntimeError):
     """The database cannot be reached or used; the message says which and what to do, and holds no password."""
+
+
+class SchemaMismatch(DatabaseUnavailable):
+    """The database's schema is not for this version of the program, or not to be changed so; the message says what to do."""
 
 
 def async_url(url: str) -> str:
@@ -39,11 +43,19 @@ def async_url(url: str) -> str:
 
 
 @asynccontextmanager
-async def open_database(url: str) -> AsyncGenerator[AsyncEngine]:
-    """Yield the database, its schema up to date; raises DatabaseUnavailable.
+async def open_database(url: str, scripts: Path = MIGRATIONS) -> AsyncGenerator[AsyncEngine]:
+    """Yield the database, its schema made or expanded by what `scripts` knows; raises DatabaseUnavailable, and SchemaMismatch.
 
     Several processes may open it at once: one changes the schema, the others wait.
     """
+    async with connected(url) as engine:
+        await on_schema(engine, Schema.prepare, scripts)
+        yield engine
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncGenerator[AsyncEngine]:
+    """Yield the database as it is; raises DatabaseUnavailable where there can be no file of that name."""
     # A server's connection may have died since; to ask a file first would double the way to it.
     engine = create_async_engine(async_url(url), pool_pre_ping=not url.startswith("sqlite"), **_options(url))
     if engine.dialect.name == "sqlite":
@@ -54,13 +66,24 @@ async def open_database(url: str) -> AsyncGenerator[AsyncEngine]:
             raise DatabaseUnavailable(f"the folder {folder} of the database cannot be made ({type(error).__name__})") from error
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     try:
-        async with reached(engine) as connection:
-            if engine.dialect.name == "postgresql":
-                await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
-            await connection.run_sync(_upgrade)
         yield engine
     finally:
         await engine.dispose()
+
+
+async def on_schema(engine: AsyncEngine, what: Callable[[Schema], _T], scripts: Path = MIGRATIONS) -> _T:
+    """Do something with the schema, in one transaction and one process at a time; raises DatabaseUnavailable, SchemaMismatch."""
+
+    def done(connection: Connection) -> _T:
+        return what(Schema(connection, scripts))
+
+    try:
+        async with reached(engine) as connection:
+            if engine.dialect.name == "postgresql":
+                await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
+            return await connection.run_sync(done)
+    except Unfit as error:
+        raise SchemaMismatch(f"the database {_shown(engine)} cannot be used: {error}") from error
 
 
 @asynccontextmanager
@@ -72,9 +95,7 @@ async def reached(engine: AsyncEngine, *, begin: bool = True) -> AsyncGenerator[
                 await connection.exec_driver_sql("BEGIN IMMEDIATE")  # see _prepare_sqlite
             yield connection
     except (SQLAlchemyError, OSError, CommandError) as error:
-        # The query may hold a password too.
-        where = engine.url.set(query={}).render_as_string(hide_password=True)
-        raise DatabaseUnavailable(f"the database {where} cannot be used now ({type(error).__name__})") from error
+        raise DatabaseUnavailable(f"the database {_shown(engine)} cannot be used now ({type(error).__name__})") from error
 
 
 class Database:
@@ -83,18 +104,18 @@ class Database:
     Raises ValueError for a URL that is none.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, scripts: Path = MIGRATIONS) -> None:
         async_url(url)
-        self._url = url
+        self._url, self._scripts = url, scripts
         self._engine: AsyncEngine | None = None
         self._opening = asyncio.Lock()
         self._opened = AsyncExitStack()
 
     async def engine(self) -> AsyncEngine:
-        """Return the database, its schema up to date; raises DatabaseUnavailable."""
+        """Return the database, its schema made or expanded; raises DatabaseUnavailable, and SchemaMismatch."""
         async with self._opening:
             if self._engine is None:
-                self._engine = await self._opened.enter_async_context(open_database(self._url))
+                self._engine = await self._opened.enter_async_context(open_database(self._url, self._scripts))
             return self._engine
 
     async def aclose(self) -> None:
@@ -115,8 +136,6 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
         connection.execute(f"PRAGMA {pragma}").close()
 
 
-def _upgrade(connection: Connection) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+def _shown(engine: AsyncEngine) -> str:
+    # The query may hold a password too.
+    return engine.url.set(query={}).render_as_string(hide_password=True)

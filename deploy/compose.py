@@ -142,8 +142,7 @@ def _given(name: str) -> str:
 
 
 def _asked(port: int, path: str) -> list[str]:
-    told = f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{port}{path}', timeout=5)"
-    return ["CMD", "python", "-c", told]
+    return ["CMD", "python", "-IS", f"{SOURCE}/deploy/health.py", f"http://127.0.0.1:{port}{path}"]
 
 
 def _healthy(test: list[str], *, start: int = 0) -> dict[str, Any]:

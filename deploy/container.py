@@ -2,8 +2,8 @@
 
     system packages - Python environment - each model - each adapter and index - code
 
-The environment is made of the lock alone, in a stage of its own, so neither uv nor strip nor a package cache is in the image, and
-a change of code leaves every layer but the last as it was.
+The environment is made of the lock alone. uv and strip, which make it, come from a stage of their own and stay there; a change
+of code leaves every layer but the last as it was.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ MODELS = f"{BENTO}/models"
 STATE = f"{HOME}/state"
 ENVIRONMENT = "/app/.venv"
 WHEELS = "/run/wheels"
+TOOLS = "/run/tools"
 START_SECONDS = 300
 """How long a box may take to be ready before its health check counts."""
 
@@ -36,7 +37,7 @@ LEFT_OUT = frozenset({"intel-cmplr-lib-ur", "intel-openmp", "opencv-python-headl
 
 _SYSTEM = ("ca-certificates", "libgomp1", "libnuma1", "tini")
 _KERNELS = ("g++", "gcc", "libc6-dev")  # Triton compiles its launchers when a kernel is first used
-_BUILD = ("binutils", "python3-venv")
+_BUILD = ("binutils", "python3-pip")
 _MADE_BY_BUILD = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX", "UV_FIND_LINKS")
 _WRITABLE = {
     "XDG_CACHE_HOME": "/tmp/cache", "XDG_CONFIG_HOME": "/tmp/config", "VLLM_CACHE_ROOT": "/tmp/cache/vllm",
@@ -64,42 +65,59 @@ class Image:
 
     def dockerfile(self) -> str:
         """Return the text."""
-        return "\n".join([*self._environment(), "", *self._system(), "", *self._running(), "", *self._contents()]) + "\n"
+        parts = [self._tools(), self._system(), self._environment(), self._running(), self._contents()]
+        return "\n\n".join("\n".join(part) for part in parts) + "\n"
+
+    def _tools(self) -> list[str]:
+        pip = [
+            "python3",
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-cache-dir",
+            "--no-deps",
+            "--require-hashes",
+            "--target",
+            "/opt/uv",
+        ]
+        source = ["--no-index", "--find-links", WHEELS] if self.offline else []
+        return [
+            f"FROM {self.builder or self.base} AS tools",
+            *([] if self.offline else [f"ARG {name}" for name in _MADE_BY_BUILD]),
+            *_packages("command -v strip && python3 -m pip --version", _BUILD),
+            "COPY environment/uv.txt /opt/uv.txt",
+            "RUN " + " ".join([*pip, *source, "--requirement", "/opt/uv.txt"]),
+        ]
 
     def _environment(self) -> list[str]:
-        install = ["/tmp/uv/bin/uv", "pip", "install", "--quiet", "--no-cache", "--no-deps", "--require-hashes"]
-        pip = ["/tmp/uv/bin/pip", "install", "--quiet", "--no-cache-dir", "--no-deps", "--require-hashes"]
+        uv = [f"{TOOLS}/opt/uv/bin/uv"]
+        install = [*uv, "pip", "install", "--quiet", "--no-cache", "--no-deps", "--require-hashes"]
         if self.offline:
-            source = ["--no-index", "--find-links", WHEELS]
-            install, pip = install + source, pip + source
+            install += ["--no-index", "--find-links", WHEELS]
         elif self.target == "cpu":
             install += ["--torch-backend", "cpu"]
-        trim = [
-            "PYTHONHASHSEED=0",
-            f"{ENVIRONMENT}/bin/python",
-            "/app/environment/trim.py",
-            ENVIRONMENT,
-            *(["--headers"] if self.target == "cuda" else []),
-        ]
+        trim = [f"{ENVIRONMENT}/bin/python", "/app/environment/trim.py", ENVIRONMENT, "--tools", TOOLS]
         return [
-            f"FROM {self.builder or self.base} AS environment",
             *([] if self.offline else [f"ARG {name}" for name in _MADE_BY_BUILD]),
-            *_packages(_BUILD),
             "COPY environment /app/environment",
-            _run(
-                "python3 -m venv /tmp/uv",
-                " ".join([*pip, "--requirement", "/app/environment/uv.txt"]),
-                f"/tmp/uv/bin/uv venv --quiet --no-cache --no-python-downloads --python {self.python} {ENVIRONMENT}",
+            # Mounted, and not copied out of a stage: a builder would read all of the environment again to know it as unchanged.
+            f"RUN --mount=type=bind,from=tools,source=/,target={TOOLS} \\",
+            "  "
+            + _then(
+                " ".join([*uv, "venv", "--quiet", "--no-cache", "--no-python-downloads", "--python", self.python, ENVIRONMENT]),
                 " ".join([*install, "--python", ENVIRONMENT, "--requirement", "/app/environment/requirements.txt"]),
-                " ".join(trim),
+                " ".join(["PYTHONHASHSEED=0", *trim, *(["--headers"] if self.target == "cuda" else [])]),
             ),
         ]
 
     def _system(self) -> list[str]:
+        system = _SYSTEM if self.target == "cpu" else (*_KERNELS, *_SYSTEM)
         return [
             f"FROM {self.base}",
-            *_packages(_SYSTEM if self.target == "cpu" else (*_KERNELS, *_SYSTEM)),
-            _run(
+            *_packages(f"dpkg -s {' '.join(system)}", system),
+            "RUN "
+            + _then(
                 f"groupadd --gid {UID} bentoml",
                 f"useradd --uid {UID} --gid {UID} --create-home --shell /usr/sbin/nologin bentoml",
                 f"mkdir -p {MODELS} {STATE} {HOME}/bentos {HOME}/envs {HOME}/tmp",
@@ -111,8 +129,8 @@ class Image:
 
     def _contents(self) -> list[str]:
         return [
-            f"COPY --from=environment {ENVIRONMENT} {ENVIRONMENT}",
             *(f"COPY {_exec('models/' + model, f'{MODELS}/{model}')}" for model in self.models),
+            f"COPY data {BENTO}",
             f"COPY code {BENTO}",
             *_labels(self.labels),
         ]
@@ -130,6 +148,8 @@ class Image:
             f"WORKDIR {BENTO}/src",
             f"EXPOSE {PORT}",
             f"USER {UID}:{UID}",
+            "# A shell, because the port is a variable.",
+            "# hadolint ignore=DL3025",
             f"HEALTHCHECK --interval=10s --timeout=8s --start-period={START_SECONDS}s --retries=3 \\",
             f"  CMD exec {ENVIRONMENT}/bin/python -IS {BENTO}/src/deploy/health.py {health}",
             f"ENTRYPOINT {_exec('/usr/bin/tini', '--', f'{BENTO}/env/docker/entrypoint.sh')}",
@@ -157,12 +177,13 @@ def requirements(lock: str) -> tuple[str, str]:
     return "\n".join(kept) + "\n", "\n".join(uv) + "\n"
 
 
-def _packages(names: Sequence[str]) -> list[str]:
-    """Install Debian packages, unless the image has them: then no network is needed."""
-    told = " ".join(sorted(names))
+def _packages(there: str, names: Sequence[str]) -> list[str]:
+    """Install Debian packages, unless a command finds what they bring: then no network is needed."""
     return [
-        "# hadolint ignore=DL3008  the base image fixes the release; security updates within it are wanted",
-        f"RUN dpkg -s {told} >/dev/null 2>&1 || {{ apt-get update && apt-get install -y --no-install-recommends {told} \\",
+        "# The base image fixes the release; security updates within it are wanted.",
+        "# hadolint ignore=DL3008",
+        f"RUN {{ {there}; }} >/dev/null 2>&1 \\",
+        f" || {{ apt-get update && apt-get install -y --no-install-recommends {' '.join(names)} \\",
         "  && rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log /var/cache/ldconfig/aux-cache; }",
     ]
 
@@ -172,8 +193,8 @@ def _labels(labels: Mapping[str, str]) -> list[str]:
     return [f"LABEL {told}"] if told else []
 
 
-def _run(*commands: str) -> str:
-    return "RUN " + " \\\n && ".join(commands)
+def _then(*commands: str) -> str:
+    return " \\\n && ".join(commands)
 
 
 def _exec(*words: str) -> str:

@@ -41,8 +41,8 @@ def container(release: Release, *, port_name: str = "http", probed: str | int | 
         "env": _environment(release),
         "resources": resources(told.engine.resources, {gpu.resource: str(gpu.count)} if gpu else None, whole=True),
         "securityContext": made.container_security(),
+        # Somebody waits for it: a second between two looks is a second that a start takes longer.
         "startupProbe": startup("/health", asked, told.start_seconds, period=1),
-        # Requests wait for an engine that starts: a look every second, not every five, was 2 s of their wait.
         "readinessProbe": probe("/health", asked, period=1, failures=15),
         "livenessProbe": probe("/health", asked, period=15, failures=4),
         "volumeMounts": engine_volumes(release)[1],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, get_args
 
 from deploy.box import Box
@@ -16,6 +17,8 @@ _BESIDE: frozenset[Target] = frozenset({"plain", "keda"})
 _GPU_SHARE = 0.8
 """Of a GPU's memory, for weights; the rest is the KV cache's at least."""
 _KNATIVE_TIMEOUT = 600
+_LONGEST_NAME = 36
+"""With `-canary-weights-` and a digest's beginning behind it, a name has 63 characters at most."""
 
 
 class DoesNotFit(ValueError):
@@ -28,13 +31,22 @@ class DoesNotFit(ValueError):
 
 def check(box: Box, environment: Environment, target: Target) -> list[str]:
     """Return what should be known before it is applied; raises DoesNotFit."""
-    problems = [*_device(box, environment), *_memory(box, environment), *_secrets(box, environment)]
+    problems = [*_name(box, environment), *_device(box, environment), *_memory(box, environment), *_secrets(box, environment)]
     if target in _CLUSTER:
         problems += [*_weights(box, environment), *_scaling(environment, target), *_sharing(box, environment, target)]
     problems += _canary(environment, target)
     if problems:
         raise DoesNotFit(problems)
     return _advice(box, environment, target)
+
+
+def _name(box: Box, environment: Environment) -> list[str]:
+    name = environment.name or box.name
+    if re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) and len(name) <= _LONGEST_NAME:
+        return []
+    return [
+        f"name: {name!r} cannot begin the names of a cluster's objects: take a-z, 0-9 and -, up to {_LONGEST_NAME} characters"
+    ]
 
 
 def _device(box: Box, environment: Environment) -> list[str]:

@@ -5,19 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from deploy import container
 from deploy.box import Box
 from deploy.environment import Environment, Resources, SecretKey
 
 Manifest = dict[str, Any]
 Component = Literal["gateway", "engine", "activator", "weights"]
 
-GATEWAY_PORT = 3000
+GATEWAY_PORT = container.PORT
 ENGINE_PORT = 8421
-USER = 1034
-"""`bentoml`, the user of the image."""
-BENTO = "/home/bentoml/bento"
-MODELS = f"{BENTO}/models"
-STATE = "/home/bentoml/state"
+USER = container.UID
+BENTO, MODELS, STATE = container.BENTO, container.MODELS, container.STATE
+"""The image's own places."""
 CACHE = f"{STATE}/cache"
 SHARED_MEMORY = "/dev/shm"  # noqa: S108  a mount, no file
 _PROBE_SECONDS = 5

@@ -1,4 +1,4 @@
-"""Makes an installed environment small and quick to start: `python trim.py ENVIRONMENT [--headers]`, while an image is built.
+"""Makes an installed environment small and quick to start: `python trim.py ENVIRONMENT`, while an image is built.
 
 Debug symbols, test suites and headers go: nothing that a server loads. What is left is compiled to bytecode that is
 never compared with its source, because a root that is read only could not keep a fresh one, and images normalise times.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import compileall
+import platform
 import shutil
 import struct
 import subprocess
@@ -50,15 +51,19 @@ def loadable(file: Path) -> bool:
     return True
 
 
-def strip(packages: Path) -> None:
-    """Take the symbols out of the libraries that come with them; one that could not be loaded afterwards stays as it was."""
-    tool = shutil.which("strip")
-    if tool is None:
-        sys.exit("strip is missing in the image that builds the environment: install binutils there")
+def strip(packages: Path, tools: Path) -> None:
+    """Take the symbols out of the libraries that come with them; one that could not be loaded afterwards stays as it was.
+
+    `tools` is a root with binutils, of the same release of the same distribution.
+    """
+    libraries = tools / "usr" / "lib" / f"{platform.machine()}-linux-gnu"
+    tool = ["env", f"LD_LIBRARY_PATH={libraries}", str(tools / "usr" / "bin" / "strip")]
+    if not Path(tool[-1]).exists():
+        sys.exit("strip is missing in the image of the tools: install binutils there")
     for package in STRIPPED:
         for library in sorted(path for path in packages.glob(f"{package}/**/*.so*") if path.is_file() and not path.is_symlink()):
             smaller = library.with_name(f"{library.name}.stripped")
-            done = subprocess.run([tool, "--strip-unneeded", "-o", smaller, library], capture_output=True, check=False)  # noqa: S603  no shell
+            done = subprocess.run([*tool, "--strip-unneeded", "-o", smaller, library], capture_output=True, check=False)  # noqa: S603  no shell
             if done.returncode == 0 and loadable(smaller):
                 shutil.copymode(library, smaller)
                 smaller.replace(library)
@@ -74,11 +79,12 @@ def main() -> None:
     """Trim the environment that is named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("environment", type=Path)
+    parser.add_argument("--tools", type=Path, default=Path("/"), help="root of the image that has binutils")
     parser.add_argument("--headers", action="store_true", help="keep them: a GPU's kernels are compiled when they are first used")
     told = parser.parse_args()
     [packages] = told.environment.glob("lib/python3.*/site-packages")
     drop(packages, headers=told.headers)
-    strip(packages)
+    strip(packages, told.tools)
     compiled(packages)
 
 

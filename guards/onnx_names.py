@@ -1,17 +1,13 @@
-"""Names by a token-classification model in ONNX: a folder with `config.json`, `tokenizer.json` and `model.onnx`.
-
-onnxruntime is no dependency of the project: it is imported when such a model is asked for.
-"""
+"""Names by a token-classification model in ONNX (see `guards.onnx_model` for its folder)."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
-import numpy as np
-
+from guards.onnx_model import OnnxError, OnnxModel
 from guards.pii import Span, without_overlaps
 
 _ENTITIES = {
@@ -22,73 +18,49 @@ _ENTITIES = {
     "LOCATION": "LOCATION",
     "ORG": "ORGANIZATION",
 }
-_WINDOW = 512  # tokens, the longest most encoders take
-_STRIDE = 64  # tokens that neighbouring windows share, longer than a name
-
-
-class Session(Protocol):
-    """What is used of `onnxruntime.InferenceSession`."""
-
-    def get_inputs(self) -> list[Any]:
-        """Return the inputs, each with a `name`."""
-        ...
-
-    def run(self, output_names: list[str] | None, input_feed: Mapping[str, np.ndarray]) -> list[Any]:
-        """Return the outputs; the first one is logits of shape (1, tokens, labels)."""
-        ...
+_LATIN = re.compile(r"[A-Za-zÀ-ɏ]")
 
 
 class OnnxNames:
-    """A model whose labels are `O` and `B-`, `I-` before PER, LOC, GPE or ORG.
+    """A model whose labels are `O` and `B-`, `I-` before PER, PERSON, LOC, LOCATION, GPE or ORG.
 
-    Raises FileNotFoundError for a file that is missing, ModuleNotFoundError without onnxruntime or tokenizers.
+    Raises OnnxError where it cannot be used or a package is missing.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        entities: Collection[str] = ("LOCATION", "PERSON"),
-        threshold: float = 0.5,
-        session: Session | None = None,
-    ) -> None:
-        try:
-            from tokenizers import Tokenizer
-        except ModuleNotFoundError as error:
-            raise _missing(folder, "tokenizers") from error
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        self._labels = [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
-        self._tokenizer: Any = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        self._tokenizer.enable_truncation(_WINDOW, stride=_STRIDE)
-        self._tokenizer.no_padding()
-        self._session = session or _load(folder)
-        self._inputs = {given.name for given in self._session.get_inputs()}
+    def __init__(self, folder: Path, entities: Collection[str] = ("LOCATION", "PERSON"), threshold: float = 0.5) -> None:
+        self._model = OnnxModel(folder, of="tokens")
+        if not any(label[:2] == "B-" and label[2:].upper() in _ENTITIES for label in self._model.labels):
+            msg = (
+                f"{folder / 'config.json'}: of the labels {sorted(self._model.labels)} none is B- and one of "
+                f"{', '.join(_ENTITIES)}; rename them in `id2label`"
+            )
+            raise OnnxError(msg)
         self._entities, self._threshold = frozenset(entities), threshold
 
     def find(self, text: str) -> list[Span]:
-        """Return the names in a text, in order and without overlaps; scores are means of the tokens' probabilities."""
-        whole = self._tokenizer.encode(text)
-        spans = [span for window in (whole, *whole.overflowing) for span in self._window(window)]
-        return without_overlaps(span for span in spans if span.entity in self._entities and span.score >= self._threshold)
+        """Return the names in a text, in order and without overlaps; scores are means of the tokens' probabilities.
+
+        A name that the model finds in a part of a Latin word is the whole word. Raises OnnxError where the model fails.
+        """
+        spans = [_whole(text, span) for window in self._model.windows(text) for span in self._named(window)]
+        return without_overlaps(
+            span for span in spans if span.end > span.start and span.entity in self._entities and span.score >= self._threshold
+        )
 
     def find_all(self, texts: Sequence[str]) -> list[list[Span]]:
         """Return what `find` returns for each text."""
         return [self.find(text) for text in texts]
 
-    def _window(self, encoding: Any) -> list[Span]:
-        columns = {"input_ids": encoding.ids, "attention_mask": encoding.attention_mask, "token_type_ids": encoding.type_ids}
-        feed = {name: np.array([column], dtype=np.int64) for name, column in columns.items() if name in self._inputs}
-        logits = cast("np.ndarray", self._session.run(None, feed)[0])[0].astype(np.float64)
-        weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        chances = weights / weights.sum(axis=-1, keepdims=True)
-        best = chances.argmax(axis=-1)
-        tokens = [
-            (start, end, self._labels[label], float(chances[at, label]))
-            for at, (label, (start, end), special) in enumerate(
-                zip(best, encoding.offsets, encoding.special_tokens_mask, strict=True)
-            )
-            if not special and end > start
-        ]
-        return list(merge(tokens))
+    def _named(self, window: Any) -> Iterator[Span]:
+        chances = self._model.chances(window)
+        rows = zip(chances.argmax(axis=-1), window.offsets, window.special_tokens_mask, strict=True)
+        return merge(
+            [
+                (start, end, self._model.labels[label], float(chances[at, label]))
+                for at, (label, (start, end), special) in enumerate(rows)
+                if not special and end > start
+            ]
+        )
 
 
 def merge(tokens: list[tuple[int, int, str, float]]) -> Iterator[Span]:
@@ -105,20 +77,15 @@ def merge(tokens: list[tuple[int, int, str, float]]) -> Iterator[Span]:
             open_.append(token)
 
 
-def _load(folder: Path) -> Session:
-    path = folder / "model.onnx"
-    if not path.is_file():
-        msg = f"{path} does not exist"
-        raise FileNotFoundError(msg)
-    try:
-        import onnxruntime  # pyright: ignore[reportMissingImports]  no dependency of ours
-    except ModuleNotFoundError as error:
-        raise _missing(folder, "onnxruntime") from error
-    runtime: Any = onnxruntime
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1  # the engine's threads want the cores
-    return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def _missing(folder: Path, package: str) -> ModuleNotFoundError:
-    return ModuleNotFoundError(f"{folder} needs {package}, which is not installed: `uv pip install {package}`", name=package)
+def _whole(text: str, span: Span) -> Span:
+    """Return a span without spaces at its ends, which some tokens hold, and with the whole of the words that it cuts."""
+    found = text[span.start : span.end]
+    start = span.start + len(found) - len(found.lstrip())
+    end = max(start, span.end - (len(found) - len(found.rstrip())))
+    if start < end and _LATIN.match(text, start):
+        while start and _LATIN.match(text, start - 1):
+            start -= 1
+    if start < end and _LATIN.match(text, end - 1):
+        while _LATIN.match(text, end):
+            end += 1
+    return Span(start, end, span.entity, span.score)

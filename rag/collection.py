@@ -144,6 +144,7 @@ class GrowingCollection:
         self.collection.close()
 
     def _now(self) -> Collection | None:
+        remade = False
         while (index := self.uploads.index()) is not None:
             try:
                 # Made anew, an index may have the name of one before.
@@ -155,6 +156,12 @@ class GrowingCollection:
                 # Two changes came meanwhile, and the index is gone.
                 if self.uploads.index() == index:
                     raise
+            except UnusableIndex:
+                # A version of Ekiben before this one, or after it, made it.
+                if remade:
+                    raise
+                self.uploads.remake()
+                remade = True
         return None
 
 

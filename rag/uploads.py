@@ -137,6 +137,11 @@ class Uploads:
             self._rebuild({path: content})
         return True
 
+    def remake(self) -> None:
+        """Make the index as this version makes it, from the documents; nothing where it is so. Raises UploadsBusy."""
+        with self._locked():
+            self._build()
+
     def all(self) -> list[Upload]:
         """Return every document, in order of tenants and ids."""
         rows = [json.loads(path.read_bytes()) for path in (self._folder / _ROWS).glob("*.jsonl")]

@@ -15,6 +15,7 @@ from services.answer import as_events, spoken
 from services.backends import THEIRS
 from services.errors import EngineRefused, EngineUnavailable, Overloaded, Unavailable
 from services.meter import speaks
+from services.telemetry import log
 from services.terms import Target
 from targets.fallback import NoTargetLeft, Passed
 from targets.fallback import Target as Attempted
@@ -31,6 +32,7 @@ REPETITION = {"min_pattern_size": 2, "max_pattern_size": 64, "min_count": 4}
 SPARES = frozenset({"cache", "apology"})
 """What is said where no target answers: an answer of before, or an apology."""
 _OWN = Target()
+_SHUT_OUT = frozenset({401, 403})
 
 
 class Asked:
@@ -156,6 +158,12 @@ class Asked:
         self._call = call = self._record.begin(payload, target.price)
         try:
             yield call
+        except EngineRefused as error:
+            self._call = None
+            if target.upstream is None and error.status in _SHUT_OUT:
+                log.error("the engine refuses this gateway: EKIBEN_ENGINE_KEY differs there", status=error.status)
+                raise EngineUnavailable("The engine does not let this gateway in.") from error
+            raise
         except Exception:
             self._call = None
             raise

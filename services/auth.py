@@ -10,13 +10,12 @@ import asyncio
 import hmac
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from ipaddress import IPv6Address, ip_address
 from typing import Literal
 
 from cachetools import TTLCache
 
-from accounts.database import DatabaseUnavailable
+from accounts.database import DatabaseUnavailable, SchemaMismatch
 from accounts.keys import Key, KeyStore, digest_of, is_secret
 from services.caller import Caller, CallerHeaders
 from services.errors import Forbidden, KeysUnavailable, Unauthorized
@@ -113,9 +112,15 @@ class Auth:
             raise KeysUnavailable("API keys cannot be looked up or changed now; try again.") from error
 
     async def ready(self) -> None:
-        """Open the store before the first key is sent. One that is away is told in the log: it is tried again at each need."""
-        with suppress(KeysUnavailable):
+        """Open the store before the first key is sent. One that is away is told in the log: it is tried again at each need.
+
+        Raises SchemaMismatch: one that is of another version is so at each need.
+        """
+        try:
             await self.store()
+        except KeysUnavailable as error:
+            if isinstance(error.__cause__, SchemaMismatch):
+                raise error.__cause__ from None
 
     async def _find(self, secret: str) -> Key | None:
         digest = digest_of(secret)

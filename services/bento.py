@@ -6,7 +6,6 @@ BentoML builds in a folder of its own; what it wrote is normalised and described
 from __future__ import annotations
 
 import json
-import os  # noqa: TID251  only to walk a folder
 import subprocess
 import sys
 import tempfile
@@ -14,13 +13,12 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pathspec
 import yaml
 
 from adapters.manifest import read_manifest as read_adapter
 from services.bundle import BundleError, LoadedBundle, Model, load_bundle
 from services.digests import DigestCache, file_digests, rows_digest, stored_files
-from services.lock import Lock, bento_version, read_lock
+from services.lock import Lock, read_lock
 from services.manifest import (
     MANIFEST,
     BentoError,
@@ -32,6 +30,7 @@ from services.manifest import (
     bento_files,
     locked,
 )
+from services.packed import README, version_here
 from services.reproducible import normalise, settle
 from services.settings import ROOT, Settings, load_settings
 from services.store import admit, bento_home, stored_path
@@ -40,29 +39,9 @@ from services.target import Target
 if TYPE_CHECKING:
     from services.packing import Progress
 
-README = "README.md"  # BentoML takes it for the Bento's own
 LOCKED = "env/python/requirements.txt"
-_IGNORED = {"venv", "__pycache__"}  # by BentoML itself
 _SHOWN = 15
 _ELSEWHERE = ("BENTOML_CONFIG", "BENTOML_CONFIG_OPTIONS")
-
-
-def packed_files(root: Path) -> list[Path]:
-    """Return the files that `bentoml build` packs: those that bentofile.yaml's whitelist names, and .bentoignore does not."""
-    build = yaml.safe_load((root / "bentofile.yaml").read_text(encoding="utf-8"))
-    spec = pathspec.PathSpec.from_lines("gitignore", build["include"])
-    found: list[Path] = []
-    for folder, below, names in os.walk(root):
-        below[:] = [name for name in below if not name.startswith(".") and name not in _IGNORED]
-        found += [path for name in names if spec.match_file((path := Path(folder, name)).relative_to(root))]
-    return sorted(found)
-
-
-def version_here() -> str:
-    """Return the version over every packed file; raises LockError before `ekiben pack`."""
-    read_lock(ROOT / "bundle.lock")
-    beside = [path for path in (ROOT / "bentofile.yaml", ROOT / README) if path.is_file()]
-    return bento_version(ROOT, [*beside, *packed_files(ROOT)])
 
 
 def tag_here() -> str:

@@ -153,19 +153,27 @@ def dockerfile(request: Request) -> str:
 
 
 def stage(packed: Packed, request: Request, context: Path) -> None:
-    """Lay out a build's context: `environment/`, `models/`, `code/` and the Dockerfiles."""
+    """Lay out a build's context: `environment/`, `models/`, `data/` (trained weights among the code), `code/`, Dockerfiles."""
     source = packed.path / "src"
     kept, uv = requirements(_lock_text(source, request.target))
     if not uv.strip():
         raise ContainerError("the lock has no uv, which makes the image's environment; add it to requirements and `make lock`")
     made = context / "environment"
     made.mkdir()
+    (context / "data").mkdir()
     (made / "requirements.txt").write_text(kept, encoding="utf-8")
     (made / "uv.txt").write_text(uv, encoding="utf-8")
     shutil.copyfile(source / "deploy" / "trim.py", made / "trim.py")
     for tag, folder in zip(packed.models, packed.folders, strict=True):
         shutil.copytree(stored_path(tag), context / "models" / folder)
     shutil.copytree(packed.path, context / "code", ignore=_left_behind)
+    start = context / "code" / "env" / "docker" / "entrypoint.sh"
+    start.parent.mkdir(parents=True)
+    shutil.copyfile(packed.path / "env" / "docker" / start.name, start)
+    for file in (context / "code").rglob("*.npz"):
+        apart = context / "data" / file.relative_to(context / "code")
+        apart.parent.mkdir(parents=True, exist_ok=True)
+        file.rename(apart)
     _compile(context / "code" / "src", packed.image.python)
     (context / "Dockerfile").write_text(packed.image.dockerfile(), encoding="utf-8")
     (context / "Dockerfile.weights").write_text(weights(packed.folders, packed.image.labels), encoding="utf-8")
@@ -209,8 +217,11 @@ def _lock_text(source: Path, target: Target) -> str:
 
 
 def _left_behind(folder: str, names: list[str]) -> set[str]:
-    """What of a Bento is no part of its image: an exported one's models, and BentoML's Dockerfile."""
-    return {"Dockerfile"} & set(names) | ({"models"} & set(names) if (Path(folder) / "bento.yaml").exists() else set())
+    """Say what of a Bento is no part of its code's layer: the models of an exported one, BentoML's Dockerfile, locks."""
+    here = Path(folder)
+    if (here / "bento.yaml").exists():
+        return {"env", "models"} & set(names)
+    return {"requirements"} & set(names) if (here.parent / "bento.yaml").exists() else set()
 
 
 def _compile(source: Path, python: str) -> None:
@@ -289,7 +300,7 @@ def _run(command: Sequence[str], tell: Callable[[str], None]) -> str | None:
                         last = told
                 return last if running.wait() else None
         except BaseException:
-            running.send_signal(signal.SIGINT)
+            running.terminate()
             with suppress(subprocess.TimeoutExpired):
                 running.wait(_SECONDS_TO_END)
             running.kill()

@@ -10,6 +10,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from services.renewal import close_listeners, empty, renew, trim
+
 
 def keep_seeds(runner_class: Any) -> None:
     """Let a runner put the state of a request's generator back itself when the token it drew is thrown away."""
@@ -41,6 +43,18 @@ def keep_seeds(runner_class: Any) -> None:
 
 class CpuWorker:
     """The class that the argument names; vLLM mixes it into its worker."""
+
+    model_runner: Any
+
+    def before_dump(self) -> None:
+        """Let go of what a snapshot must not hold; called in the worker's process."""
+        close_listeners()
+        empty(self.model_runner.kv_caches)
+        trim()
+
+    def after_restore(self) -> None:
+        """Renew what a process that was dumped must have anew; called in the worker's process."""
+        renew()
 
 
 # vLLM imports this file for its effect, before the worker is made.

@@ -73,6 +73,8 @@ def vllm_environment(device: str, cores: int, layout: Layout | None = None) -> d
     if device == "cuda":
         return quiet
     layout = layout or Layout(processes="joined", threads=cores)
+    if compiler_missing():
+        quiet["TORCH_COMPILE_DISABLE"] = "1"  # vLLM compiles the counting of logprobs when it is first asked for, and dies of it
     return {**quiet, **layout.environment, "VLLM_TARGET_DEVICE": "cpu"}
 
 

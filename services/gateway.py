@@ -23,7 +23,7 @@ import psutil
 from bentoml.models import BentoModel
 
 from accounts.audit import AuditFailed
-from accounts.database import Database
+from accounts.database import Database, SchemaMismatch
 from accounts.keys import KeyStore
 from adapters.gate import BaseModel, check_adapter
 from adapters.registry import RegistryFile
@@ -268,7 +268,16 @@ async def started() -> AsyncGenerator[Parts]:
     async with AsyncExitStack() as stack:
         try:
             parts = await stack.enter_async_context(compose())
-        except (BundleError, LockError, MissingVariable, AuditFailed, UnusableIndex, StoreError, BadPlugin) as error:
+        except (
+            BundleError,
+            LockError,
+            MissingVariable,
+            AuditFailed,
+            UnusableIndex,
+            StoreError,
+            BadPlugin,
+            SchemaMismatch,
+        ) as error:
             log.critical("the box cannot start", problem=str(error))
             os._exit(1)
         yield parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from services.store import stored_path
 from services.tuning import layout_here
 
 if TYPE_CHECKING:
+    from services.layout import Layout, Machine
     from services.lock import Lock
     from services.settings import Settings
 
@@ -25,8 +27,12 @@ class Launch:
     environment: dict[str, str]
 
 
-def engine_launch(settings: Settings, lock: Lock, *, host: str = "127.0.0.1") -> Launch:
+def engine_launch(
+    settings: Settings, lock: Lock, *, host: str = "127.0.0.1", fit: Callable[[Layout, Machine], Layout] | None = None
+) -> Launch:
     """Return how the engine of the settings' bundle is started on this machine, with the adapters that were packed.
+
+    `fit` may change a CPU engine's layout.
 
     Raises:
         BundleError: the bundle cannot be used.
@@ -41,6 +47,7 @@ def engine_launch(settings: Settings, lock: Lock, *, host: str = "127.0.0.1") ->
     bundle, machine = load_bundle(settings.bundle, packed=True).bundle, this_machine()
     adapters = {f"{name}@{tag.rpartition(':')[2]}": stored_path(tag) for name, tag in lock.adapters.items()}
     layout = layout_here(bundle, lock.model, machine, settings.cache_dir, lora=bool(adapters))
+    layout = fit(layout, machine) if fit else layout
     arguments = vllm_arguments(
         bundle, model=stored_path(lock.model), adapters=adapters, device=device, host=host,
         port=settings.engine_port, free_bytes=free_memory_bytes(), layout=layout,

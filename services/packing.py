@@ -19,10 +19,11 @@ from adapters.gate import BaseModel, check_adapter
 from adapters.manifest import AdapterError, digest_files
 from models.layers import linear_layers
 from models.making import ModelError, ModelRecipe, make_model, model_version
-from models.source import fetch_spacy
+from models.source import SourceError, fetch_spacy
 from rag.access import Access
 from services.bundle import LoadedBundle
 from services.caller import DEFAULT_TENANT
+from services.digests import file_digests, stored_files
 from services.engine import missing_libraries, usable_cores, vllm_arguments, vllm_environment
 from services.engine_process import engine_process, free_port
 from services.errors import GuardUnavailable
@@ -293,16 +294,22 @@ def _passage_check(loaded: LoadedBundle, policy: str | None, progress: Progress)
 
 
 def pack_names(loaded: LoadedBundle, progress: Progress) -> str | None:
-    """Bring the model that finds names into the store unless it is there; return its tag, None where the bundle has none."""
+    """Bring the model that finds names into the store unless it is there; return its tag, None where the bundle has none.
+
+    Raises SourceError, and OnnxError for one in ONNX that cannot be used.
+    """
     entry = loaded.bundle.names
     if entry is None:
         return None
     folder = loaded.root / entry.source.removeprefix("path:")
-    digest = entry.sha256 or digest_files(folder)
+    digest = _folder_digest(folder) if entry.source.startswith("path:") else str(entry.sha256)
     tag = f"{loaded.bundle.name}-names:{digest[:16]}"
 
     def fill(target: Path) -> None:
         if entry.source.startswith("path:") and (folder / "model.onnx").is_file():
+            from guards.onnx_names import OnnxNames
+
+            _try_onnx("names", lambda: OnnxNames(folder), progress)
             shutil.copytree(folder, target, dirs_exist_ok=True)
             return
         with tempfile.TemporaryDirectory() as empty:
@@ -313,11 +320,38 @@ def pack_names(loaded: LoadedBundle, progress: Progress) -> str | None:
 
 
 def pack_injection_model(loaded: LoadedBundle, progress: Progress) -> str | None:
-    """Copy the classifier beside ours into the store unless it is there; return its tag, None where the bundle has none."""
+    """Copy the classifier beside ours into the store unless it is there; return its tag, None where the bundle has none.
+
+    Raises SourceError, and OnnxError where it cannot be used.
+    """
     entry = loaded.bundle.injection_model
     if entry is None:
         return None
     folder = loaded.root / entry.source.removeprefix("path:")
-    tag = f"{loaded.bundle.name}-injection:{digest_files(folder)[:16]}"
-    copy = partial(shutil.copytree, folder, dirs_exist_ok=True)
-    return _ensure(tag, "injection model", copy, {"source": entry.source}, progress)
+    tag = f"{loaded.bundle.name}-injection:{_folder_digest(folder)[:16]}"
+
+    def fill(target: Path) -> None:
+        from guards.onnx_classifier import OnnxClassifier
+
+        _try_onnx("injection model", lambda: OnnxClassifier(folder), progress)
+        shutil.copytree(folder, target, dirs_exist_ok=True)
+
+    return _ensure(tag, "injection model", fill, {"source": entry.source}, progress)
+
+
+def _folder_digest(folder: Path) -> str:
+    """Return the sha256 over the names and contents of a folder's files; raises SourceError where there is none."""
+    if not folder.is_dir():
+        raise SourceError(f"{folder} is no folder; name one that holds the model")
+    files = file_digests(folder, stored_files(folder))
+    return hashlib.sha256("".join(f"{name}\0{digest}\n" for name, digest in files.items()).encode()).hexdigest()
+
+
+def _try_onnx(what: str, open_model: Callable[[], object], progress: Progress) -> None:
+    """Open a model in ONNX, which tries it; raises OnnxError for one that cannot be used where onnxruntime is here to tell."""
+    from guards.onnx_model import MissingPackage
+
+    try:
+        open_model()
+    except MissingPackage as error:
+        progress.note(f"{what}: not tried: {error}; the box needs it too")

@@ -29,6 +29,9 @@ class Settings(BaseSettings):
     engine_host: str = Field(
         default="127.0.0.1", min_length=1, description="where `ekiben engine serve` listens; others than loopback need engine_key"
     )
+    criu: Path | None = Field(
+        default=None, description="the criu that makes and restores snapshots (default: that on the PATH, or /opt/criu/criu)"
+    )
     engine_url: str | None = Field(default=None, description="an engine that runs elsewhere; none is started then")
     engine_sleeps: bool = Field(
         default=False, description="engine_url is something that holds requests and starts the engine: it is never polled"
@@ -43,7 +46,8 @@ class Settings(BaseSettings):
     max_file_bytes: int = Field(default=32 * 1024 * 1024, ge=1024, description="longest file that is handed in, in bytes")
     max_files: int = Field(default=1000, ge=1, description="files that a tenant may have")
     cache_dir: Path = Field(
-        default_factory=lambda: Path.home() / ".cache" / "ekiben", description="what `ekiben model tune` measured on this machine"
+        default_factory=lambda: Path.home() / ".cache" / "ekiben",
+        description="what `ekiben model tune` measured on this machine, and snapshots of its engine",
     )
     admin_token: SecretStr | None = Field(
         default=None, min_length=16, description="bearer token of the admin API; without one the admin API is off"
@@ -114,6 +118,11 @@ class Settings(BaseSettings):
     def lock(self) -> Path:
         """`bundle.lock`, beside the bundle file."""
         return self.bundle.with_suffix(".lock")
+
+    @property
+    def snapshots(self) -> Path:
+        """The folder of the snapshots of warmed engines."""
+        return self.cache_dir / "snapshots"
 
     @property
     def hash_key(self) -> bytes | None:

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import structlog
 
 from adapters.manifest import AdapterError, Manifest, read_manifest
-from adapters.registry import Loaded, Reference, Registry, RegistryFile
+from adapters.registry import LIVE, Loaded, Reference, Registry, RegistryFile
 from services.errors import AdapterRefused, EkibenError, EngineRefused, EngineUnavailable, UnknownModel
 
 log = structlog.get_logger("ekiben")
@@ -88,6 +88,9 @@ class Slots:
         self._state = Registry()
         self._present: frozenset[str] = frozenset()
         self._failed: dict[str, str] = {}
+        self._packed: Mapping[str, str] = {}
+        self._elsewhere: set[str] = set()
+        """Versions that only boxes of another Bento have."""
         self._last_used: dict[str, float] = {}
         self._manifests: dict[str, Manifest] = {}
         self._changing = asyncio.Lock()
@@ -100,6 +103,7 @@ class Slots:
     @asynccontextmanager
     async def running(self, packed: Mapping[str, str], seconds: float = 1.0) -> AsyncGenerator[None]:
         """Keep the engine at what the registry says; `packed` maps each adapter of the bundle to its version."""
+        self._packed = packed
         self._take(await asyncio.to_thread(self._file.change, lambda state: state.packed(packed, capacity=self._capacity)))
         self._changed()
         keeping = asyncio.create_task(self._keep(seconds))
@@ -221,7 +225,9 @@ class Slots:
         """Return the folder of a version that passed the gate."""
         folder = self._shelf.folder(one.name, one.version)
         if folder is None:
+            self._elsewhere.add(one.label)
             raise AdapterError(f"{one.label} is not in the model store; `ekiben adapter add` puts it there")
+        self._elsewhere.discard(one.label)
         self._manifests[one.label] = await asyncio.to_thread(self._shelf.check, folder)
         return folder
 
@@ -252,7 +258,11 @@ class Slots:
 
     def _version(self, text: str) -> tuple[str, str | None]:
         reference = Reference.parse(text)
-        return reference.name, self._state.resolve(reference)
+        version = self._state.resolve(reference)
+        if reference.pointer == LIVE and f"{reference.name}@{version}" in self._elsewhere:
+            # During a rollout the boxes of the other Bento have made theirs the live one; each answers with its own.
+            return reference.name, self._packed.get(reference.name, version)
+        return reference.name, version
 
     def ready(self) -> bool:
         """Whether the engine holds what it should, but for what was refused."""

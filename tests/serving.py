@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 from accounts.database import Database
 from accounts.keys import KeyStore, NewKey
 from accounts.reading import Filter, read
+from accounts.schema import MIGRATIONS
 from guards.detectors import Detectors
 from services.api import EmbeddingModel, Parts, create_app
 from services.auth import Auth
@@ -317,7 +318,17 @@ async def embed(text, kind):
 
 @asynccontextmanager
 async def composed(  # noqa: PLR0913  as much as there is to replace
-    folder, engine_url, settings, registry, *, collections=None, desks=None, vector=None, timer=None, slots=None
+    folder,
+    engine_url,
+    settings,
+    registry,
+    *,
+    collections=None,
+    desks=None,
+    vector=None,
+    timer=None,
+    slots=None,
+    scripts=MIGRATIONS,
 ):
     """The parts of a box, as the gateway's composition root wires them."""
     loaded = load_bundle(folder / "bundle.yaml", packed=True)
@@ -327,7 +338,7 @@ async def composed(  # noqa: PLR0913  as much as there is to replace
     async with (
         engine_client(settings.model_copy(update={"engine_url": engine_url})) as client,
         slots(client, settings, telemetry, lock) if slots else nullcontext(NoAdapters()) as adapters,
-        aclosing(Database(settings.database)) as database,
+        aclosing(Database(settings.database, scripts)) as database,
         open_accounting(bundle, settings, telemetry, database) as accounting,
         open_backends(bundle, engine := own_engine(client, adapters, settings), telemetry) as backends,
         open_caches(bundle, settings, telemetry, partial(vector or embed, kind="query")) as caches,
@@ -350,15 +361,26 @@ async def composed(  # noqa: PLR0913  as much as there is to replace
 
 
 @asynccontextmanager
-async def serving(folder, engine_url, *, collections=None, desks=None, vector=None, timer=None, slots=None, **settings):
-    """Serve the bundle in a folder."""
+async def serving(
+    folder, engine_url, *, collections=None, desks=None, vector=None, timer=None, slots=None, scripts=MIGRATIONS, **settings
+):
+    """Serve the bundle in a folder; `scripts` are the migrations that this version of the box knows."""
     settings = Settings(**{"state_dir": folder / "state", "engine_url": engine_url, **settings})
     registry, seen = CollectorRegistry(), []
 
     @asynccontextmanager
     async def compose():
         async with composed(
-            folder, engine_url, settings, registry, collections=collections, desks=desks, vector=vector, timer=timer, slots=slots
+            folder,
+            engine_url,
+            settings,
+            registry,
+            collections=collections,
+            desks=desks,
+            vector=vector,
+            timer=timer,
+            slots=slots,
+            scripts=scripts,
         ) as parts:
             seen.append(parts)
             yield parts

@@ -16,6 +16,7 @@ from services.cli import (
     bento,
     cache,
     containerize,
+    database,
     deploy,
     engine,
     guard,
@@ -23,7 +24,9 @@ from services.cli import (
     model,
     prompt,
     rag,
+    release,
     route,
+    snapshot,
     usage,
 )  # fmt: skip
 from services.cli.console import Bar, BundleOption, DeviceOption, err, fail, load, out, reported, target_of, write_lock
@@ -32,7 +35,8 @@ from services.settings import SettingsError, environment, load_settings
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 _GROUPS = {
     "model": model, "adapter": adapter, "rag": rag, "guard": guard, "prompt": prompt, "keys": keys, "audit": audit,
-    "route": route, "cache": cache, "bento": bento, "engine": engine, "deploy": deploy,
+    "route": route, "cache": cache, "database": database, "bento": bento, "release": release, "engine": engine,
+    "snapshot": snapshot, "deploy": deploy,
 }  # fmt: skip
 for name, group in _GROUPS.items():
     app.add_typer(group.app, name=name)

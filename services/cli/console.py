@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -41,6 +42,15 @@ def fail(message: str) -> NoReturn:
     raise typer.Exit(1)
 
 
+def agreed(question: str, *, yes: bool) -> bool:
+    """Whether to go on: by --yes, or as answered on a terminal. Without a terminal nobody is asked: the command ends with 1."""
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        fail(f"{question} There is no terminal to ask on; give --yes.")
+    return typer.confirm(question, err=True)
+
+
 def load(path: Path | None, device: Device | None = None, *, folders: bool = True) -> LoadedBundle:
     """Return the bundle, checked for what it will be served on, or print every problem and end with 1.
 
@@ -68,6 +78,7 @@ def reported() -> Generator[None]:
     from adapters.manifest import AdapterError
     from adapters.recipe import TrainingError
     from adapters.rows import RowError
+    from guards.onnx_model import OnnxError
     from models.making import ModelError
     from models.source import SourceError
     from rag.index import UnusableIndex
@@ -76,6 +87,7 @@ def reported() -> Generator[None]:
     from rag.store import StoreError
     from services.engine_process import EngineFailed
     from services.errors import EkibenError
+    from services.journal import ReleaseError
     from services.lock import LockError
     from services.manifest import BentoError
     from services.results import BadResult
@@ -94,6 +106,8 @@ def reported() -> Generator[None]:
         BadPlugin,
         BadResult,
         LockError,
+        ReleaseError,
+        OnnxError,
         EngineFailed,
         EkibenError,
         *training,

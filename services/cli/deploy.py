@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 
 from services.cli.console import BundleOption, JsonOption, err, fail, load, out, reported
-from services.settings import load_settings
+from services.settings import ROOT, load_settings
 
 if TYPE_CHECKING:
     from deploy.box import Box
 
-app = typer.Typer(help="Manifests for clusters, compose and BentoCloud.", no_args_is_help=True)
+app = typer.Typer(help="Manifests for clusters, compose and BentoCloud; units for systemd.", no_args_is_help=True)
 
 EnvOption = Annotated[Path, typer.Option("--env", "-e", help="The environment file: image, replicas, nodes, names of secrets.")]
 FolderOption = Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write to (default: print).")]
@@ -76,6 +76,42 @@ def helm(
     except (BadEnvironment, DoesNotFit) as error:
         _refuse(error.lines)
     _told(made.files, made.advice, output, target=target, as_json=as_json)
+
+
+@app.command()
+def systemd(
+    output: FolderOption = None,
+    by: Annotated[Literal["activator", "socket"], typer.Option(help="What starts the box: docs/scale-to-zero.md.")] = "activator",
+    name: Annotated[str, typer.Option(help="Of the units.")] = "ekiben",
+    listen: Annotated[str, typer.Option(help="Where callers ask.", metavar="HOST:PORT")] = "127.0.0.1:3000",
+    address: Annotated[str, typer.Option(help="Where the box listens behind it.", metavar="HOST:PORT")] = "127.0.0.1:3001",
+    idle_seconds: Annotated[int, typer.Option(min=1, help="Stopped after so long without a request.")] = 300,
+    environment_file: Annotated[
+        Path | None, typer.Option(help="File with the box's secrets, NAME=VALUE a line, readable by root alone.")
+    ] = None,
+) -> None:
+    """Write units for systemd: this installation's box on one machine, started when it is asked, stopped when it is idle.
+
+    Copy them to /etc/systemd/system, bring the model store's `models` to /var/lib/NAME/bentoml, run `systemctl daemon-reload`,
+    and enable NAME.service, or NAME.socket with --by socket.
+    """
+    from deploy.systemd import BadUnit, SystemdBox, units
+
+    host, _, port = address.rpartition(":")
+    bentoml = str(Path(sys.executable).with_name("bentoml"))
+    try:
+        made = units(
+            SystemdBox(
+                (bentoml, "serve", "services.gateway:Gateway", "--host", host, "--port", port),
+                python=sys.executable, folder=str(ROOT), name=name, listen=listen, address=address, idle_seconds=idle_seconds,
+                environment={"BENTOML_HOME": f"/var/lib/{name}/bentoml"},
+                environment_file=str(environment_file) if environment_file else None,
+            ),
+            by=by,
+        )  # fmt: skip
+    except BadUnit as error:
+        fail(str(error))
+    _told(made, [], output, target="systemd", as_json=False)
 
 
 @app.command()

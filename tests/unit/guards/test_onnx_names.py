@@ -1,59 +1,85 @@
-"""A token-classification model: tokens become names with offsets; what is missing is said."""
+"""A token-classification model in real sessions: tokens become names, with offsets in the text as it was written."""
 
 import json
-import sys
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
 
-from guards import onnx_names
+from guards.names import open_names
+from guards.onnx_model import OnnxError
 from guards.onnx_names import OnnxNames, merge
-
-LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-ORG"]
-WORDS = {"[UNK]": 0, "Ada": 1, "Lovelace": 2, "Lisbon": 3, "Initech": 5}
+from tests.onnx_models import NAMES, WORDS, bert_tokenizer, byte_tokenizer, metaspace_tokenizer, names_model, token_classifier
 
 
-class Session:
-    """Gives each token the label of its id."""
-
-    def get_inputs(self):
-        return [SimpleNamespace(name="input_ids"), SimpleNamespace(name="attention_mask")]
-
-    def run(self, output_names, feed):
-        assert set(feed) == {"input_ids", "attention_mask"}
-        return [5 * np.eye(len(LABELS), dtype=np.float32)[feed["input_ids"]]]
+def found(model, text):
+    return [(span.entity, text[span.start : span.end]) for span in model.find(text)]
 
 
-@pytest.fixture
-def folder(tmp_path):
-    tokenizer = Tokenizer(models.WordLevel(WORDS, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "config.json").write_text(json.dumps({"id2label": {str(i): label for i, label in enumerate(LABELS)}}))
-    return tmp_path
+@pytest.mark.parametrize("token_types", [True, False])
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("so Ada Lovelace left Initech for Lisbon.", [("PERSON", "Ada Lovelace"), ("LOCATION", "Lisbon")]),
+        ("我在北京见到了张三丰。", [("LOCATION", "北京"), ("PERSON", "张三丰")]),
+        ("😀 José，我见到了张三,  Ada", [("PERSON", "José"), ("PERSON", "张三"), ("PERSON", "Ada")]),
+        ("Ada", [("PERSON", "Ada")]),
+        ("", []),
+        (" \n", []),
+        ("so and", []),
+    ],
+)
+def test_finds_names_with_their_offsets(tmp_path, text, names, token_types):
+    model = open_names(names_model(tmp_path, token_types=token_types))
+
+    assert isinstance(model, OnnxNames)
+    assert found(model, text) == names
+    assert all(0.9 < span.score <= 1 for span in model.find(text))
+    assert model.find_all([text, "Ada"]) == [model.find(text), model.find("Ada")]
 
 
-def test_finds_names_with_their_offsets(folder):
-    text = "so Ada Lovelace left Initech for Lisbon"
-    spans = OnnxNames(folder, session=Session()).find(text)
+@pytest.mark.parametrize("filler", ["and ", "在"])
+def test_a_name_is_whole_wherever_windows_are_cut(tmp_path, filler):
+    model = OnnxNames(names_model(tmp_path, config={"max_position_embeddings": 16}))
+    for before in range(40):
+        text = filler * before + "Ada Lovelace " + filler * 30 + "张三丰"
 
-    assert [(s.entity, text[s.start : s.end]) for s in spans] == [("PERSON", "Ada Lovelace"), ("LOCATION", "Lisbon")]
-    assert all(0.9 < s.score <= 1 for s in spans)
-
-
-def test_a_text_longer_than_a_window_is_searched_to_its_end(folder, monkeypatch):
-    monkeypatch.setattr(onnx_names, "_WINDOW", 8)
-    monkeypatch.setattr(onnx_names, "_STRIDE", 3)
-    text = "and " * 30 + "Ada Lovelace " + "or " * 20 + "Lisbon"
-    spans = OnnxNames(folder, session=Session()).find(text)
-
-    assert [text[s.start : s.end] for s in spans] == ["Ada Lovelace", "Lisbon"]
+        assert found(model, text) == [("PERSON", "Ada Lovelace"), ("PERSON", "张三丰")], before
 
 
-def test_under_the_threshold_is_left_out(folder):
-    assert OnnxNames(folder, threshold=0.999, session=Session()).find("Ada Lovelace") == []
+def test_a_text_of_several_full_windows_is_searched_to_its_end(tmp_path):
+    text = "在" * 1000 + "Ada Lovelace" + "，我 " * 900 + "Lisbon"
+
+    assert found(OnnxNames(names_model(tmp_path)), text) == [("PERSON", "Ada Lovelace"), ("LOCATION", "Lisbon")]
+
+
+def test_a_model_that_names_the_first_piece_of_a_word_alone_means_the_word(tmp_path):
+    kinds = {piece: kind for piece, kind in NAMES.items() if not piece.startswith("##")}
+    model = OnnxNames(token_classifier(tmp_path, bert_tokenizer([*WORDS, *NAMES]), kinds))
+
+    assert found(model, "so Lovelace, Lisbon在北京") == [("PERSON", "Lovelace"), ("LOCATION", "Lisbon"), ("LOCATION", "北京")]
+
+
+def test_a_space_in_a_token_is_no_part_of_the_name(tmp_path):
+    tokenizer = metaspace_tokenizer(["▁so", "▁Ada", "▁Love", "lace", "▁met", "▁", "张", "三", "在"])
+    kinds = dict.fromkeys(["▁Ada", "▁Love", "lace", "张", "三"], "PER")
+    model = OnnxNames(token_classifier(tmp_path, tokenizer, kinds, token_types=False))
+
+    assert found(model, "so Ada Lovelace met 张三在") == [("PERSON", "Ada Lovelace"), ("PERSON", "张三")]
+
+
+def test_characters_of_several_tokens(tmp_path):
+    tokenizer = byte_tokenizer(["so Ada met"] * 9)
+    pieces = tokenizer.encode("张三").tokens
+    model = OnnxNames(token_classifier(tmp_path, tokenizer, dict.fromkeys([*pieces, "ĠAda"], "PER"), token_types=False))
+
+    assert len(pieces) > 2
+    assert found(model, "so Ada met 张三") == [("PERSON", "Ada"), ("PERSON", "张三")]
+
+
+def test_under_the_threshold_and_of_other_entities_is_left_out(tmp_path):
+    folder = names_model(tmp_path)
+
+    assert OnnxNames(folder, threshold=0.9999).find("Ada Lovelace") == []
+    assert found(OnnxNames(folder, entities=["ORGANIZATION"]), "Ada left Initech") == [("ORGANIZATION", "Initech")]
 
 
 def test_names_side_by_side_and_a_continuation_without_a_beginning():
@@ -66,10 +92,9 @@ def test_names_side_by_side_and_a_continuation_without_a_beginning():
     ]
 
 
-def test_what_is_missing_is_said(folder, monkeypatch):
-    with pytest.raises(FileNotFoundError, match=r"model\.onnx"):
-        OnnxNames(folder)
-    (folder / "model.onnx").write_bytes(b"")
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ModuleNotFoundError, match="onnxruntime"):
+def test_labels_that_name_nothing_are_refused(tmp_path):
+    folder = names_model(tmp_path)
+    (folder / "config.json").write_text(json.dumps({"id2label": {str(index): f"LABEL_{index}" for index in range(7)}}))
+
+    with pytest.raises(OnnxError, match=r"none is B- and one of PER, .* rename them in `id2label`"):
         OnnxNames(folder)

@@ -6,8 +6,9 @@ import pytest
 
 from rag import uploads
 from rag.access import Access
+from rag.collection import Collection, GrowingCollection
 from rag.embedded import EmbeddedStore
-from rag.index import Recipe, UnusableIndex
+from rag.index import FORMAT, Recipe, UnusableIndex
 from rag.uploads import Upload, Uploads, UploadsBusy
 
 BIKES = Upload("bikes", "acme", "A bicycle costs eleven euros.", title="Bikes", labels=("staff",))
@@ -145,3 +146,35 @@ def test_waiting_has_an_end(opened, monkeypatch):
     monkeypatch.setattr(uploads, "LOCK_SECONDS", 0.05)
     with opened()._locked(), pytest.raises(UploadsBusy, match="try again"):
         opened().put([BIKES])
+
+
+@pytest.mark.parametrize("another", [FORMAT + 1, FORMAT - 1])
+async def test_an_index_of_another_version_is_made_again_from_the_documents(opened, embeddings, monkeypatch, another):
+    """After a change of the format, forward or back, what callers added is found without anybody adding anything."""
+
+    def collection(folder):
+        return Collection(
+            folder, embedder="e", embeddings=embeddings(), top_k=2, dense_weight=0.5, min_score=0, max_context_characters=400
+        )
+
+    with monkeypatch.context() as other:
+        other.setattr("rag.index.FORMAT", another)
+        opened().put([BIKES, DOGS])
+    shelf, staff = opened(), Access("acme", frozenset({"staff"}))
+    made = shelf.index()
+    with pytest.raises(UnusableIndex):
+        collection(made)
+    growing = GrowingCollection(Nothing(), shelf, collection)
+
+    assert [passage.text for passage in await growing.search("bicycle", staff)] == [BIKES.text]
+    remade = shelf.index()
+    assert remade != made
+    await growing.search("dogs", staff)
+    assert shelf.index() == remade
+
+
+class Nothing:
+    """A collection in which nothing is found."""
+
+    async def search(self, *_):
+        return []

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from services import bento, store
+from services import bento, packed, store
 from services.cli import app
 from services.manifest import BentoError
 
@@ -36,7 +36,7 @@ def test_the_whitelist_is_searched_for_outside_of_hidden_folders(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
 
-    found = [path.relative_to(tmp_path).as_posix() for path in bento.packed_files(tmp_path)]
+    found = [path.relative_to(tmp_path).as_posix() for path in packed.packed_files(tmp_path)]
     assert found == ["box.toml", "code/a.py", "part/box.toml"]
 
 

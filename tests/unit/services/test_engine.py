@@ -162,3 +162,11 @@ def test_a_containers_limit_bounds_what_is_free(tmp_path):
     (tmp_path / "memory" / "memory.limit_in_bytes").write_text("70")
     (tmp_path / "memory" / "memory.usage_in_bytes").write_text("80")
     assert free_memory_bytes(tmp_path) == 0
+
+
+def test_without_a_compiler_nothing_is_compiled(monkeypatch):
+    """VLLM compiles the counting of logprobs at the first request for them, and its engine dies where it cannot."""
+    monkeypatch.setattr(engines, "compiler_missing", lambda: "torch.compile needs a C++ compiler")
+    assert vllm_environment("cpu", 2)["TORCH_COMPILE_DISABLE"] == "1"
+    monkeypatch.setattr(engines, "compiler_missing", lambda: None)
+    assert "TORCH_COMPILE_DISABLE" not in vllm_environment("cpu", 2)

@@ -13,6 +13,7 @@ from adapters.registry import Reference
 from services.errors import AdapterRefused, EngineRefused, EngineUnavailable, UnknownModel
 from services.slots import Slots, smoke
 from services.telemetry import Telemetry
+from tests.unit.services.conftest import Library
 
 ONE, TWO, THREE, FOUR = (digit * 16 for digit in "1234")
 LIVE = {"a": 1.0}
@@ -45,6 +46,35 @@ def other_replica(state_file, engine, library):
 
 def live(state_file, name="a", alias="live"):
     return state_file.read().resolve(Reference(name, alias))
+
+
+async def test_during_a_rollout_boxes_of_two_bentos_each_answer_with_their_own_version(tmp_path, state_file, lora_engine):
+    """They share the state; each has in its store what its own Bento brought, and whoever starts makes its own the live one."""
+
+    def box(*versions):
+        library = Library(tmp_path / "-".join(versions))
+        library.put("a", *versions)
+        return other_replica(state_file, type(lora_engine)(), library)
+
+    async def answers(slots, version):
+        await until(slots.ready)
+        await until(lambda: slots._state == state_file.read())
+        for _ in range(20):
+            assert slots.choose(LIVE, None).label == f"a@{version}"
+            await asyncio.sleep(0.005)
+
+    old, again = box(ONE), box(ONE, THREE)
+    async with old.running({"a": ONE}, seconds=0.01):
+        await answers(old, ONE)
+        new = box(TWO)
+        async with new.running({"a": TWO}, seconds=0.01):
+            await asyncio.gather(answers(old, ONE), answers(new, TWO))
+            assert live(state_file) == TWO
+            with pytest.raises(UnknownModel):
+                old.choose({f"a@{FOUR}": 1.0}, None)  # a version by its name is that version or none
+            async with again.running({"a": ONE}, seconds=0.01):
+                await asyncio.gather(answers(old, ONE), answers(new, TWO), answers(again, ONE))
+                assert live(state_file) == ONE
 
 
 # Reconciling
