@@ -29,15 +29,18 @@ from services.tuning import Others, layout_here, tuning_key
 ROUNDS = 3
 """Bursts of each number of streams."""
 _WARM_TOKENS = 8
-_MISSES = 2
-"""So many numbers of streams in a row past the objective, and larger ones are not asked for any more."""
 
 
 class Progress(Protocol):
     """Hears what is done, and what came of it."""
 
-    def step(self, text: str) -> None: ...
-    def note(self, text: str) -> None: ...
+    def step(self, text: str) -> None:
+        """Hear what begins."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Hear what came of it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -92,11 +95,10 @@ async def capacity(settings: Settings, lock: Lock, load: Load, progress: Progres
 async def loaded(engine: RunningEngine, models: list[str], counts: list[int], load: Load, progress: Progress) -> list[Step]:
     """Load an engine with each number of streams in turn, and return what each gave; no prompt is sent twice.
 
-    Throughput is the median of ROUNDS bursts, percentiles are over the streams of them all. After two numbers in a row that
-    missed the objective the larger ones are left out.
+    Throughput is the median of ROUNDS bursts, percentiles are over the streams of them all. Once half of the first tokens came
+    later than the objective has it, larger numbers are left out: they take the longest, and come later still.
     """
     steps: list[Step] = []
-    misses = 0
     for number, streams in enumerate(counts, 1):
         some = f"{streams} stream{'s' if streams > 1 else ''}"
         progress.step(f"{some} of {load.tokens} tokens")
@@ -113,8 +115,7 @@ async def loaded(engine: RunningEngine, models: list[str], counts: list[int], lo
         )
         steps.append(step)
         progress.note(f"  {some}: {rate:.0f} tokens/s, first token {p50:.0f} / {p95:.0f} ms")
-        misses = misses + 1 if step.ttft_p95_ms > load.slo_ttft_ms else 0
-        if misses == _MISSES:
+        if step.ttft_p50_ms > load.slo_ttft_ms:
             break
     return steps
 
