@@ -65,11 +65,8 @@ async def test_no_prompt_is_sent_twice(asked):
 async def test_once_half_are_late_larger_numbers_are_left_out(asked):
     steps, _ = await load([2, 4, 6, 8, 16])
 
-    assert [(step.streams, step.ttft_p50_ms, step.ttft_p95_ms) for step in steps] == [
-        (2, 375, 500),
-        (4, 750, 1000),
-        (6, 1125, 1500),
-    ]
+    waits = [(step.streams, step.ttft_p50_ms, step.ttft_p95_ms) for step in steps]
+    assert waits == [(2, 375, 500), (4, 750, 1000), (6, 1125, 1500)]
 
 
 def test_the_engine_is_started_as_it_is_served_and_needs_no_key(monkeypatch, tmp_path):
