@@ -29,6 +29,9 @@ class Settings(BaseSettings):
     engine_host: str = Field(
         default="127.0.0.1", min_length=1, description="where `ekiben engine serve` listens; others than loopback need engine_key"
     )
+    engine_drain_seconds: int = Field(
+        default=0, ge=0, description="what `ekiben engine serve` gives answers under way at a SIGTERM; 0: they are cut"
+    )
     criu: Path | None = Field(
         default=None, description="the criu that makes and restores snapshots (default: that on the PATH, or /opt/criu/criu)"
     )
