@@ -51,7 +51,7 @@ import os
 from services import gateway
 from services.launch import Launch
 
-gateway.engine_launch = lambda settings, lock: Launch(["--model", "m"], {{"A": "b"}})
+gateway.engine_launch = lambda settings, lock, drain_seconds: Launch(["--model", "m"], {{"A": "b"}})
 gateway._end_with_child = lambda: None
 print(" ".join(gateway.Engine.inner().__command__()))
 print(os.environ.get("VLLM_API_KEY"))
