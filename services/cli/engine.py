@@ -36,10 +36,12 @@ def serve(
     settings = load_settings()
     try:
         with reported():
-            launch = engine_launch(settings, read_lock(settings.lock), host=settings.engine_host)
+            launch = engine_launch(
+                settings, read_lock(settings.lock), host=settings.engine_host, drain_seconds=settings.engine_drain_seconds
+            )
     except (BundleError, UnusableEngine) as error:
         fail(str(error))
-    command = server([*launch.arguments, "--shutdown-timeout", str(settings.engine_drain_seconds)])
+    command = server(launch.arguments)
     if show:
         sys.stdout.write(json.dumps({"command": command, "environment": launch.environment}, indent=2) + "\n")
         return

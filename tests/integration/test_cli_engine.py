@@ -99,6 +99,14 @@ def test_what_would_be_started_is_shown_without_the_key(serve):
 
     assert (err, KEY in out) == ("", False)
     assert json.loads(out)["command"][:3] == [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    assert "--shutdown-timeout" not in out
+
+
+def test_answers_under_way_get_their_time_where_it_is_told(serve):
+    out, _ = serve("--show", EKIBEN_ENGINE_DRAIN_SECONDS="90").communicate(timeout=60)
+    command = json.loads(out)["command"]
+
+    assert command[command.index("--shutdown-timeout") + 1] == "90"
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ import os
 from services import gateway
 from services.launch import Launch
 
-gateway.engine_launch = lambda settings, lock: Launch(["--model", "m"], {{"A": "b"}})
+gateway.engine_launch = lambda settings, lock, drain_seconds: Launch(["--drained", str(drain_seconds)], {{"A": "b"}})
 gateway._end_with_child = lambda: None
 print(" ".join(gateway.Engine.inner().__command__()))
 print(os.environ.get("VLLM_API_KEY"))
@@ -124,4 +124,4 @@ def test_the_engine_beside_the_gateway_gets_the_key_by_its_environment(start):
 
     assert key == "a-key-of-the-engine-0123"
     assert key not in command
-    assert command.endswith("-m services.child " + sys.executable + " -m vllm.entrypoints.openai.api_server --model m")
+    assert command.endswith("-m services.child " + sys.executable + " -m vllm.entrypoints.openai.api_server --drained 25")
