@@ -80,7 +80,7 @@ def forget_zeros(tensors: Iterable[Any]) -> None:
 
     for begin, length in {_pages(tensor) for tensor in tensors}:
         memory = (ctypes.c_uint64 * (length // 8)).from_address(begin)
-        zeros = np.flatnonzero(~np.frombuffer(memory, np.uint64).reshape(-1, _PAGE // 8).any(axis=1))
+        zeros = np.flatnonzero(~np.ctypeslib.as_array(memory).reshape(-1, _PAGE // 8).any(axis=1))
         for run in np.split(zeros, np.flatnonzero(np.diff(zeros) != 1) + 1):
             if len(run):
                 _let_go(begin + int(run[0]) * _PAGE, len(run) * _PAGE)

