@@ -176,9 +176,8 @@ def stage(packed: Packed, request: Request, context: Path) -> None:
     shutil.copyfile(code / "src" / "deploy" / "trim.py", made / "trim.py")
     shutil.rmtree(code / "src" / "requirements")
     for path in [*(code / "env").iterdir(), *(code / "env" / "docker").iterdir()]:
-        if path.name == "docker" or path.name == "entrypoint.sh":
-            continue
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path.name not in {"docker", "entrypoint.sh"}:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     for file in code.rglob("*.npz"):
         apart = context / "data" / file.relative_to(code)
         apart.parent.mkdir(parents=True, exist_ok=True)

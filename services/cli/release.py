@@ -63,12 +63,12 @@ def release(  # noqa: PLR0913  a release has many settings
     from services.release import Walk
     from services.shipping import Options, Shipping, schema_here
 
-    options = Options(
-        to=to, plain_http="yes" if plain_http else "", env=_absolute(env), target=target, output=_absolute(output),
-        backend=backend, weights=weights, device=device, base=base, builder=builder, wheels=_absolute(wheels),
-        opt="\n".join(opt or ()),
-    )  # fmt: skip
     with reported():
+        options = Options(
+            to=to, plain_http="yes" if plain_http else "", env=_absolute(env), target=target, output=_absolute(output),
+            backend=backend, weights=weights, device=device, base=base, builder=builder, wheels=_absolute(wheels),
+            opt="\n".join(opt or ()),
+        )  # fmt: skip
         tag, journal = tag_here(), _journal()
         walk = Walk(tag, Shipping(tag, options, _images(options), require_scan=require_scan).steps(), journal)
         planned = walk.plan()

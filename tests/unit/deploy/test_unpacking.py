@@ -36,7 +36,7 @@ def packed(*members):
                 member.linkname = told
                 archive.addfile(member)
     file.seek(0)
-    return tarfile.open(fileobj=file)  # noqa: SIM115  closed by who asked
+    return tarfile.open(fileobj=file)
 
 
 def test_files_and_folders_come_without_the_rights_of_others(tmp_path):

@@ -67,7 +67,8 @@ def test_each_layer_gets_its_own_and_no_other_ones(packed, tmp_path):
 
     assert files == {
         "Dockerfile", "Dockerfile.weights", "environment/requirements.txt", "environment/uv.txt", "environment/trim.py",
-        "models/tiny/1/model.safetensors", "models/tiny/1/model.yaml", "data/src/guards/weights.npz", "code/bento.yaml", "code/README.md",
+        "models/tiny/1/model.safetensors", "models/tiny/1/model.yaml", "data/src/guards/weights.npz",
+        "code/bento.yaml", "code/README.md",
         "code/manifest.json",
         "code/env/docker/entrypoint.sh", "code/src/deploy/trim.py", "code/src/services/api.py",
         f"code/src/services/__pycache__/api.{version}.pyc", f"code/src/deploy/__pycache__/trim.{version}.pyc",
