@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from deploy.box import Box
 from deploy.environment import Environment
+from deploy.measured import outdated
 from deploy.quantity import amount, gib
 
 Target = Literal["knative", "keda", "kserve", "plain", "compose", "bentocloud"]
@@ -203,9 +204,20 @@ def _advice(box: Box, environment: Environment, target: Target) -> list[str]:
         advice.append(
             "Knative must allow what the engine's pods ask for (config-features: " + ", ".join(_features(environment)) + ")"
         )
+    advice += _outdated(box, environment)
     if environment.secrets.audit_key is None and "audit" in box.keeps_state:
         advice.append("secrets.audit_key: without it who can write the state folder can forge the audit trail")
     return advice
+
+
+def _outdated(box: Box, environment: Environment) -> list[str]:
+    if (measurement := environment.measurement) is None:
+        return []
+    engine = environment.engine
+    told = outdated(measurement, box.engine, device="cuda" if engine.gpu else "cpu", cpu=float(amount(engine.resources.cpu)))
+    if not told:
+        return []
+    return [f"engine.measured: {engine.measured} is of another engine ({'; '.join(told)}): run `ekiben deploy measure` again"]
 
 
 def _features(environment: Environment) -> list[str]:

@@ -50,5 +50,5 @@ built=$(find _output -path '*/linux/*/kubelet' -printf '%h\n' | head -n 1)
 for daemon in "${DAEMONS[@]}"; do install -m 755 "$built/$daemon" "$W/bin/"; done
 install -m 755 "$here/oci" "$W/bin/"
 cd "$W"
-chmod -R u+w "$W/src" && rm -rf "$W"/{src,debs,lists,home,src.*} "$W"/root/usr/{lib,share}/go-*
+chmod -R u+w "$W/src" && rm -rf "$W"/kubernetes_* "$W"/{src,debs,lists,home,src.*} "$W"/root/usr/{lib,share}/go-*
 "$W/bin/kubelet" --version

@@ -78,8 +78,8 @@ def containerize(home, bases, wheels):
 
     def build(*arguments, name=IMAGE, home=home, check=True):
         done = ekiben(
-            "containerize", *arguments, "--backend", "buildah", "-t", name, "--base-image", bases[0], "--build-image", bases[1],
-            "--wheels", wheels, "--opt", "isolation=oci", "--opt", "runtime=runc", "--json", home=home, check=check,
+            "containerize", "--backend", "buildah", "-t", name, "--base-image", bases[0], "--build-image", bases[1],
+            "--wheels", wheels, "--opt", "isolation=oci", "--opt", "runtime=runc", "--json", *arguments, home=home, check=check,
         )  # fmt: skip
         if done.returncode == 0:
             made.append(name)

@@ -1,6 +1,7 @@
 import pytest
 
 from deploy.fitting import TARGETS, DoesNotFit, check
+from deploy.measured import Measured, Place
 from deploy.rendering import render
 from tests.deploying import CLUSTERS, LARGE, SMALL, box, environment, merged, objects
 
@@ -91,3 +92,29 @@ def test_knative_is_told_its_clusters_settings():
 
 def test_the_concurrency_is_a_share_of_the_saturation():
     assert (box().concurrency(), box().concurrency(10), box(saturation=1).concurrency()) == (44, 7, 1)
+
+
+def measured(**engine):
+    place = Place(device="cpu", cores=2)
+    found = Measured(cold_start_seconds=31, saturation=16, engine={"model": "small:1", **engine}, place=place)
+    return environment(engine={"measured": "m.json"}).hearing(found)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_was_measured_of_another_engine_is_told(target):
+    advice = check(box(engine={"model": "small:1", "max_num_seqs": 64}), measured(max_num_seqs=8), target)
+
+    [line] = [line for line in advice if line.startswith("engine.measured")]
+    assert "m.json is of another engine (max_num_seqs 8, now 64): run `ekiben deploy measure` again" in line
+
+
+def test_what_was_measured_of_this_engine_is_not():
+    assert not [line for line in check(box(engine={"model": "small:1"}), measured(), "plain") if "engine.measured" in line]
+
+
+def test_only_the_two_figures_are_rendered():
+    facts = box(engine={"model": "small:1"})
+    figures = environment(engine={"measured": "m.json"}).hearing(Measured(cold_start_seconds=31, saturation=16))
+
+    assert render(facts, measured(), "knative").files == render(facts, figures, "knative").files
+    assert render(facts, measured(), "knative").files != render(facts, environment(), "knative").files

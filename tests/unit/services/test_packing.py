@@ -1,6 +1,7 @@
 """What packing asks of a policy before a chunk is embedded."""
 
 import json
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -8,9 +9,10 @@ import pytest
 
 from models.making import ModelError
 from services import packing
-from services.bundle import Engine, load_bundle
+from services.bundle import Engine, InjectionModel, NameModel, load_bundle
 from services.errors import GuardUnavailable
-from services.packing import _passage_check, documents_of, pack_draft
+from services.packing import _passage_check, documents_of, pack_draft, pack_injection_model, pack_names
+from tests.onnx_models import injection_model
 
 
 class Silent:
@@ -79,3 +81,47 @@ def test_a_draft_model_has_the_base_s_tokens(bundle_folder, tmp_path, monkeypatc
     with nullcontext() if fits else pytest.raises(ModelError, match="smaller model of the base's family"):
         assert pack_draft(loaded, "base:1", Silent()) == "draft:1"
     assert [(model.source, model.quantization.recipe) for model in asked] == [("pypi:small==1", "none")]
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """A store in a folder: what was filled, by tag."""
+    stored = {}
+
+    def store(tag, fill, **_):
+        folder = tmp_path / "shelf" / str(len(stored))
+        folder.mkdir(parents=True)
+        fill(folder)
+        stored[tag] = folder
+
+    monkeypatch.setattr(packing, "store", store)
+    monkeypatch.setattr(packing, "is_stored", lambda tag: tag in stored)
+    return stored
+
+
+def test_a_spacy_pipeline_of_a_folder_is_packed_under_its_content(bundle_folder, shelf):
+    (bundle_folder / "mine" / "vocab").mkdir(parents=True)
+    (bundle_folder / "mine" / "config.cfg").write_text("[nlp]")
+    loaded = load_bundle(bundle_folder / "bundle.yaml")
+    loaded = replace(loaded, bundle=loaded.bundle.model_copy(update={"names": NameModel(source="path:mine")}))
+    tags = []
+    for content in ("a", "b", "a"):
+        (bundle_folder / "mine" / "vocab" / "strings").write_text(content)
+        tags.append(pack_names(loaded, Silent()))
+
+    assert tags[0] == tags[2] != tags[1]
+    assert [(shelf[tag] / "vocab" / "strings").read_text() for tag in tags[:2]] == ["a", "b"]
+
+
+def test_a_model_in_onnx_is_packed_untried_where_onnxruntime_is_not_and_this_is_told(bundle_folder, shelf, monkeypatch):
+    injection_model(bundle_folder / "mine")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    loaded = load_bundle(bundle_folder / "bundle.yaml")
+    loaded = replace(loaded, bundle=loaded.bundle.model_copy(update={"injection_model": InjectionModel(source="path:mine")}))
+    told = []
+    monkeypatch.setattr(Silent, "note", lambda _, text: told.append(text))
+    tag = pack_injection_model(loaded, Silent())
+
+    assert (shelf[tag] / "model.onnx").read_bytes() == (bundle_folder / "mine" / "model.onnx").read_bytes()
+    assert "injection model: not tried: " in told[0]
+    assert "needs onnxruntime" in told[0]
