@@ -20,7 +20,7 @@ from services.deploying import box_of
 from services.journal import Released, ReleaseError
 from services.lock import read_lock
 from services.manifest import BentoError, Manifest, bento_files, changes, manifest_digest, read_manifest
-from services.registry import Place
+from services.registry import Place, missing
 from services.release import Progress, Results, Step
 from services.store import bento_path
 from services.target import find_target
@@ -41,6 +41,10 @@ class Image(NamedTuple):
 
 class Images(Protocol):
     """The engine for containers of this machine; its methods raise ReleaseError."""
+
+    def missing(self) -> str | None:
+        """Return what is not installed and what to do; None where all is there."""
+        ...
 
     def make(self, tag: str, tell: Callable[[str], None]) -> Image:
         """Make the image of a Bento; nothing is left of it when that fails."""
@@ -117,11 +121,21 @@ class Shipping:
     def steps(self) -> list[Step]:
         """Return what a release does."""
         return [
-            Step("build", f"the Bento {self._tag}", self._build, {}, self._built),
+            Step("build", f"the Bento {self._tag}", self._build, {}, self._built, self._seen),
             Step("verify", "every file and model against the manifest; that it fits", self._verify),
             Step("scan", "secrets, packages, Dockerfile", self._scan),
             *self._onwards(),
         ]
+
+    def lacking(self) -> list[str]:
+        """Return what would end the release, as far as it can be told before anything is done."""
+        lines = [line for line in (self._images.missing(), missing() if self._place else None) if line]
+        if self._environment and self._seen():
+            try:
+                self._fits()
+            except ReleaseError as error:
+                lines.append(str(error))
+        return lines
 
     def steps_back(self, released: Released) -> list[Step]:
         """Return what brings a version back that was released: its image is made again where the registry has lost it."""
@@ -150,10 +164,13 @@ class Shipping:
         return {"bento": self._tag, "manifest": manifest_digest(bento_path(self._tag))}
 
     def _built(self, results: Results) -> bool:
+        return self._seen() == {"bento": self._tag, "manifest": results["manifest"]}
+
+    def _seen(self) -> Results | None:
         try:
-            return manifest_digest(bento_path(self._tag)) == results["manifest"]
+            return {"bento": self._tag, "manifest": manifest_digest(bento_path(self._tag))}
         except BentoError:
-            return False
+            return None
 
     def _verify(self, _results: Results, progress: Progress) -> Results:
         with opened(self._tag) as place:
@@ -163,9 +180,13 @@ class Shipping:
                 f"{self._tag} is not what its manifest says: {_first(problems)}; `ekiben bento verify {self._tag}`"
             )
         if self._environment:  # before an image is made and pushed that cannot be served there
-            weights = {"weights": f"{self._name}-weights:0", "weights_digest": _NO_DIGEST}
-            self._rendering({"digest": _NO_DIGEST, **(weights if self._options.weights == "apart" else {})})
+            self._fits()
         return {}
+
+    def _fits(self) -> None:
+        """Render for images that are not made yet; raises ReleaseError where that cannot be."""
+        weights = {"weights": f"{self._name}-weights:0", "weights_digest": _NO_DIGEST}
+        self._rendering({"digest": _NO_DIGEST, **(weights if self._options.weights == "apart" else {})})
 
     def _scan(self, _results: Results, progress: Progress) -> Results:
         folder = bento_path(self._tag)
@@ -286,7 +307,7 @@ class Shipping:
         try:
             return render(box, self._environment.model_copy(update=told), self._options.target), image
         except DoesNotFit as error:
-            raise ReleaseError(f"it does not fit {self._options.env}: {'; '.join(error.lines)}") from error
+            raise ReleaseError("\n  ".join([f"it does not fit {self._options.env}:", *error.lines])) from error
 
 
 def schema_here() -> str:
@@ -323,7 +344,7 @@ def _environment(path: str) -> Environment | None:
     try:
         return read_environment(Path(path))
     except BadEnvironment as error:
-        raise ReleaseError("; ".join(error.lines)) from error
+        raise ReleaseError("\n".join(error.lines)) from error
 
 
 def _first(lines: list[str]) -> str:

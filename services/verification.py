@@ -65,7 +65,8 @@ def opened(what: str) -> Generator[Place]:
                 with tarfile.open(path) as archive:
                     unpack(archive, Path(scratch))
             except (tarfile.TarError, OSError, EOFError) as error:
-                raise BentoError(f"{path} cannot be unpacked: {error}; export it again") from error
+                told = (str(error).splitlines() or [type(error).__name__])[0].rstrip(":")
+                raise BentoError(f"{path} cannot be unpacked: {told}; export it again") from error
             yield Place(Path(scratch))
     elif path.suffix == ".bento" or len(path.parts) > 1:
         raise BentoError(f"{path} does not exist; name a tag, a Bento's folder or an exported file")

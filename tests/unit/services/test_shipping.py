@@ -113,6 +113,28 @@ def test_a_release_is_there_when_its_weights_are_too(shipped, registry, lost, na
     assert [step.name for step in shipped().steps_back(released)] == names
 
 
+def test_what_would_end_a_release_is_known_before_it(shipped, monkeypatch):
+    class Away:
+        def missing(self):
+            return "podman is not installed"
+
+    monkeypatch.setattr(shipping, "manifest_digest", lambda _folder: ONE)
+    monkeypatch.setattr(shipping, "missing", lambda: "skopeo is not installed")
+    ship = shipped(weights={"source": "image"})
+    ship._images = Away()
+    told = ship.lacking()
+
+    assert told[:2] == ["podman is not installed", "skopeo is not installed"]
+    assert "weights.source is image" in told[2]
+
+
+def test_problems_of_an_environment_file_are_a_line_each(shipped):
+    with pytest.raises(ReleaseError) as caught:
+        shipped(namespace="Not a name", host="-")
+
+    assert len(str(caught.value).splitlines()) == 2
+
+
 @pytest.mark.parametrize("url", ["https://user:token@index.example/simple", "https://token@index.example/simple"])
 def test_a_password_among_the_options_is_refused_and_not_repeated(url):
     with pytest.raises(ReleaseError, match="--wheels") as caught:
