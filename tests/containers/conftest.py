@@ -67,7 +67,8 @@ def ekiben(*arguments, home=None, check=True, **environment):
 @pytest.fixture(scope="session")
 def bases():
     """The two base images."""
-    run(HERE / "base.sh", BASE, BUILDER)
+    if run("podman", "image", "exists", BUILDER, check=False).returncode:
+        run(HERE / "base.sh", BASE, BUILDER)
     yield BASE, BUILDER
     podman("rmi", "--force", BASE, BUILDER, check=False)
 
