@@ -67,8 +67,7 @@ def ekiben(*arguments, home=None, check=True, **environment):
 @pytest.fixture(scope="session")
 def bases():
     """The two base images."""
-    if run("podman", "image", "exists", BUILDER, check=False).returncode:
-        run(HERE / "base.sh", BASE, BUILDER)
+    run(HERE / "base.sh", BASE, BUILDER)
     yield BASE, BUILDER
     podman("rmi", "--force", BASE, BUILDER, check=False)
 
