@@ -361,9 +361,14 @@ class Environment(Strict):
         return self.start_seconds + math.ceil(self.engine.provision_seconds)
 
     @property
+    def answer_seconds(self) -> int:
+        """How long an answer may take with the engine's start: one that is not streamed has its head at its end."""
+        return min(self.wake_seconds + self.longest_stream_seconds, _LONGEST_WAKE)
+
+    @property
     def drain_seconds(self) -> int:
-        """What a pod is given to end: the longest stream and what comes before and after it."""
-        return self.longest_stream_seconds + 30
+        """What a pod is given to end: the start that a request waits for, the longest stream, what comes before and after."""
+        return self.longest_stream_seconds + 30 + (self.wake_seconds if self.sleeps else 0)
 
     @property
     def measurement(self) -> Measured | None:

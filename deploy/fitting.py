@@ -17,7 +17,7 @@ _BESIDE: frozenset[Target] = frozenset({"plain", "keda"})
 """Where a canary is a second gateway."""
 _GPU_SHARE = 0.8
 """Of a GPU's memory, for weights; the rest is the KV cache's at least."""
-_KNATIVE_TIMEOUT = 600
+_KNATIVE_TIMEOUT, _KNATIVE_START_TIMEOUT = 600, 300
 _LONGEST_NAME = 36
 """With `-canary-weights-` and a digest's beginning behind it, a name has 63 characters at most."""
 
@@ -35,6 +35,8 @@ def check(box: Box, environment: Environment, target: Target) -> list[str]:
     problems = [*_name(box, environment), *_device(box, environment), *_memory(box, environment), *_secrets(box, environment)]
     if target in _CLUSTER:
         problems += [*_weights(box, environment), *_scaling(environment, target), *_sharing(box, environment, target)]
+    elif target == "compose":
+        problems += _mounted(environment)
     problems += _canary(environment, target)
     if problems:
         raise DoesNotFit(problems)
@@ -108,6 +110,16 @@ def _weights(box: Box, environment: Environment) -> list[str]:
     if told.size and amount(told.size) < box.weights_bytes:
         return [f"weights.size: {told.size}, and the weights are {gib(box.weights_bytes)}: a larger volume is wanted"]
     return []
+
+
+def _mounted(environment: Environment) -> list[str]:
+    source = environment.weights.source
+    if source in {"image", "pvc"}:
+        return []
+    return [
+        f"weights.source: compose has no {source}: bring the weights to a volume and name it (source: pvc, claim: VOLUME), "
+        "or keep them in the image"
+    ]
 
 
 def _scaling(environment: Environment, target: Target) -> list[str]:
@@ -200,6 +212,11 @@ def _advice(box: Box, environment: Environment, target: Target) -> list[str]:
     longest = environment.wake_seconds + environment.longest_stream_seconds
     if target in {"knative", "kserve"} and longest > _KNATIVE_TIMEOUT:
         advice.append(f"Knative's max-revision-timeout-seconds must be {longest} or more (config-defaults; 600 unless raised)")
+    if target == "kserve" and longest > _KNATIVE_START_TIMEOUT:
+        advice.append(
+            f"Knative's revision-response-start-timeout-seconds must be {longest} or more (config-defaults; 300 unless "
+            "raised): an InferenceService has no field for it"
+        )
     if target in {"knative", "kserve"}:
         advice.append(
             "Knative must allow what the engine's pods ask for (config-features: " + ", ".join(_features(environment)) + ")"

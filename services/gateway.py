@@ -362,8 +362,8 @@ class Gateway:
     slots: Slots | None = None
 
     async def __is_alive__(self) -> bool:
-        """Liveness: fails when an engine that was up stays away."""
-        return self.watch is None or await self.watch.alive()
+        """Liveness: fails when the engine beside it was up and stays away; a new start would heal no engine elsewhere."""
+        return self.watch is None or settings.engine_url is not None or await self.watch.alive()
 
     async def __is_ready__(self) -> bool:
         """Readiness: the engine answers, and holds its adapters; one that sleeps is not asked."""

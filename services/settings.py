@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     )
     alert_webhook: SecretStr | None = Field(default=None, description="URL to which alerts of budgets are posted, as JSON")
     engine_grace_seconds: float = Field(
-        default=30.0, ge=0, description="how long an engine that was up may be away before /livez fails"
+        default=30.0, ge=0, description="how long the engine beside the gateway may be away before /livez fails"
     )
 
     @field_validator("engine_key")

@@ -228,13 +228,19 @@ def _told(files: dict[str, str], advice: list[str], output: Path | None, *, targ
 
     for line in advice:
         err.print(f"note: {line}", markup=False, style="yellow")
+    gone: list[str] = []
     if output:
         try:
-            write(files, output)
+            gone = write(files, output)
         except OSError as error:
             fail(f"{output} cannot be written: {error.strerror}")
+    if gone:
+        err.print("note: the earlier files had more; on the cluster it stays until it is taken away:", style="yellow")
+    for line in gone:
+        err.print(line, markup=False, highlight=False, soft_wrap=True)
     if as_json:
-        sys.stdout.write(json.dumps({"target": target, "files": files, "advice": advice}, indent=2, ensure_ascii=False) + "\n")
+        told = {"target": target, "files": files, "advice": advice, "gone": gone}
+        sys.stdout.write(json.dumps(told, indent=2, ensure_ascii=False) + "\n")
     elif output:
         out.print(f"wrote {len(files)} files to {output}", markup=False)
     else:

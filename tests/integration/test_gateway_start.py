@@ -46,6 +46,18 @@ async def probe():
 
 asyncio.run(probe())
 """
+APART = """
+import asyncio
+from types import SimpleNamespace
+from services import gateway
+
+async def away():
+    return False
+
+box = SimpleNamespace(watch=SimpleNamespace(alive=away, ready=away), slots=SimpleNamespace(ready=lambda: True))
+served = gateway.Gateway.inner
+print(asyncio.run(served.__is_alive__(box)), asyncio.run(served.__is_ready__(box)))
+"""
 KEYED = """
 import os
 from services import gateway
@@ -98,6 +110,12 @@ def test_readiness_and_liveness_do_not_ask_for_an_engine_that_sleeps(start):
     done = start("", PROBES, EKIBEN_ENGINE_URL="http://127.0.0.1:9", EKIBEN_ENGINE_SLEEPS="true")
 
     assert done.stdout.splitlines()[-1] == "[False, True, True, 'ours'] False"
+
+
+@pytest.mark.parametrize(("told", "probes"), [({}, "False False"), ({"EKIBEN_ENGINE_URL": "http://127.0.0.1:9"}, "True False")])
+def test_a_gateway_lives_on_without_an_engine_that_runs_elsewhere(start, told, probes):
+    """To start gateways anew would heal nothing, and takes their streams, keys and documents away."""
+    assert start("", APART, **told).stdout.splitlines()[-1] == probes
 
 
 def test_the_engine_beside_the_gateway_gets_the_key_by_its_environment(start):

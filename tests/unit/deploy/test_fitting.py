@@ -52,6 +52,27 @@ def test_what_does_not_fit_is_refused_with_what_to_change(facts, more, told):
 
 
 @pytest.mark.parametrize(
+    "weights",
+    [
+        {"source": "image-volume", "image": "r.example.com/w:1"},
+        {"source": "download", "size": "1Gi", "download": {"url": "https://a.example.com/w", "sha256": "ab" * 32}},
+    ],
+)
+def test_compose_has_no_weights_that_a_cluster_brings(weights):
+    assert f"compose has no {weights['source']}" in "\n".join(refused("compose", weights=weights))
+
+
+def test_kserve_needs_a_longer_start_of_the_clusters_own():
+    def advice(target, **more):
+        return "\n".join(check(box(), environment(**more), target))
+
+    told = "revision-response-start-timeout-seconds must be 780 or more"
+    assert told in advice("kserve")
+    assert told not in advice("knative")
+    assert "response-start" not in advice("kserve", engine={"cold_start_seconds": 20}, longest_stream_seconds=240)
+
+
+@pytest.mark.parametrize(
     ("target", "told"), [("compose", "compose has none"), ("knative", "canary.stable"), ("bentocloud", "canary.stable")]
 )
 def test_canaries_need_what_divides_requests(target, told):
