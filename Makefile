@@ -45,7 +45,7 @@ redis-server:
 			[ -z "$$made" ] || rm -f $$policy; }; \
 		command -v redis-server >/dev/null || echo "no redis-server: tests of limits over replicas will be skipped"; }
 
-test-containers: .venv/.dev pack container-tools ## the box as a container: built without a network, read-only root, end to end (6 minutes)
+test-containers: .venv/.dev pack container-tools ## the box as a container: built without a network, read-only root, end to end (minutes)
 	$(BIN)/pytest tests/containers
 
 test-cluster: .venv/.dev ## what is rendered, on a real Kubernetes node: EKIBEN_CLUSTER=FOLDER (docs/cluster-tests.md)
