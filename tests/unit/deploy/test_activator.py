@@ -646,12 +646,11 @@ async def test_requests_have_no_longer_than_the_drain(box, monkeypatch, drain_se
 
 
 async def test_without_a_drain_a_stream_is_cut(box):
-    async with aiohttp.ClientSession() as own:
-        async with Activator(box.front, box.upstream) as made:
-            async with asyncio.timeout(5), listening(made, ("127.0.0.1", box.port), None, drain_seconds=0):
-                box.upstream.answer = events([b"data: 1\n\n"], started=asyncio.Event())
-                response = await own.post(f"{box.url}/a", data=STREAM)
-                await response.content.readuntil(b"data: 1\n\n")
+    async with aiohttp.ClientSession() as own, Activator(box.front, box.upstream) as made:
+        async with asyncio.timeout(5), listening(made, ("127.0.0.1", box.port), None, drain_seconds=0):
+            box.upstream.answer = events([b"data: 1\n\n"], started=asyncio.Event())
+            response = await own.post(f"{box.url}/a", data=STREAM)
+            await response.content.readuntil(b"data: 1\n\n")
 
-            with pytest.raises(aiohttp.ClientPayloadError):
-                await response.read()
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await response.read()

@@ -178,8 +178,9 @@ async def test_an_error_of_the_system_is_no_callers_leaving(http, engine, error,
 
 async def test_a_caller_who_cannot_be_written_to_is_told_nothing(app, capsys):
     async def receive():
-        return {"type": "http.request", "body": json.dumps(HELLO).encode()} if not sent else await asyncio.Event().wait()
+        return messages.pop() if messages else await asyncio.Event().wait()
 
+    messages = [{"type": "http.request", "body": json.dumps(HELLO).encode()}]
     sent = []
 
     async def send(message):
