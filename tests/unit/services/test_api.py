@@ -173,7 +173,8 @@ async def test_an_error_of_the_system_is_no_callers_leaving(http, engine, error,
     engine.error = error
     response = await http.post("/v1/chat/completions", json={**HELLO, "stream": stream})
 
-    assert (response.status_code, response.json()["error"]["type"]) == (500, "server_error")
+    assert response.status_code == (200 if stream else 500)
+    assert '"type":"server_error"' in response.text.replace(" ", "")
 
 
 async def test_a_caller_who_cannot_be_written_to_is_told_nothing(app, capsys):
