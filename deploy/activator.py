@@ -7,6 +7,7 @@ asked for a stream hears `: waiting` while he waits; an error after that comes a
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Self
@@ -24,6 +25,8 @@ log = structlog.get_logger("ekiben")
 PREFIX = "/activator"
 METRICS = "/metrics"
 _PROBE = aiohttp.ClientTimeout(total=2)
+_OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
+"""So a connection fails for want of what this machine has, and not because the upstream refuses it."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +107,8 @@ class Activator:
             return await self._forward(request, body)
 
     async def _forward(self, request: web.Request, body: bytes) -> web.StreamResponse:
-        tell = self._life.state != "awake" and wants_stream(request, body)
-        waiting = Waiting(request, self._front.keepalive_seconds if tell else None)
+        seconds = self._front.keepalive_seconds if wants_stream(request, body) else None
+        waiting = Waiting(request, seconds, held=lambda: self._life.state != "awake")
         try:
             async with waiting:
                 upstream = await self._ask(request, body)
@@ -131,9 +134,15 @@ class Activator:
             generation = await self._life.awake(deadline)
             try:
                 return await send(self._open(), self._front.upstream, request, body)
-            except aiohttp.ClientConnectorError:
-                self._life.lost(generation)
+            except aiohttp.ClientConnectorError as error:
+                if error.os_error.errno in _OURS:
+                    raise NotAwake("The activator has no connection left.", "no_connection", 1) from error
+                if not isinstance(error, aiohttp.ClientConnectorDNSError):
+                    self._life.lost(generation)
+                elif not await self._life.doubted(generation):
+                    raise NotAwake("The engine's name cannot be looked up.", "no_connection", 1) from error
             except aiohttp.ConnectionTimeoutError:
+                await self._life.doubted(generation)
                 if self._life.left(deadline) <= 0:
                     raise NotAwake("The engine cannot be reached.", "held_too_long", 5) from None
 

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram
 State = Literal["asleep", "starting", "awake", "stopping"]
 StartOutcome = Literal["ready", "failed", "late"]
 StopReason = Literal["idle", "ended", "lost"]
-RefusedBecause = Literal["queue_full", "start_failed", "held_too_long", "body_too_large", "upstream_lost"]
+RefusedBecause = Literal["queue_full", "start_failed", "held_too_long", "no_connection", "body_too_large", "upstream_lost"]
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 45, 60, 90, 120, 180, 300, 600)
 

@@ -48,6 +48,11 @@ class NotAwake(Exception):
 class Starter(Protocol):
     """What starts and stops an upstream."""
 
+    @property
+    def leaves_running(self) -> bool:
+        """Whether `start` leaves as it is what runs already, so that it harms nobody."""
+        ...
+
     async def running(self) -> bool | None:
         """Whether it runs already, ready or not, by another's doing; None where only a probe can tell. Raises StartFailed."""
         ...
@@ -137,7 +142,7 @@ class Lifecycle:
     async def driven(self) -> None:
         """Wait for the driver, which ends by a defect alone, and raise that."""
         if self._driver is not None:
-            await self._driver
+            await asyncio.shield(self._driver)
 
     @contextlib.contextmanager
     def lease(self) -> Generator[None]:
@@ -192,6 +197,15 @@ class Lifecycle:
             self._lost = True
             self._turn("starting")
             self._poke.set()
+
+    async def doubted(self, generation: int) -> bool:
+        """Somebody could not reach this life of the upstream, which did not refuse him; return whether it is over.
+
+        It may only be full, and have others' requests: lost if its probe fails too, where a start leaves what runs.
+        """
+        if self._starter.leaves_running and not await self._probe():
+            self.lost(generation)
+        return self._state != "awake" or generation != self._generation
 
     def deadline(self) -> float:
         """Return the time of the clock until which a request that comes now may wait."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import Callable
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Self
@@ -83,11 +84,13 @@ def wants_stream(request: web.Request, body: bytes) -> bool:
 class Waiting:
     """While its context is open the caller of a stream is told every so many `seconds` that he waits; None: he is not.
 
+    The first time only if he is `held` just then: what answers slowly has a status of its own to give.
+
     Once he was told, `begun` is the answer that he gets: its status is 200, whatever comes.
     """
 
-    def __init__(self, request: web.Request, seconds: float | None) -> None:
-        self._request, self._seconds = request, seconds
+    def __init__(self, request: web.Request, seconds: float | None, *, held: Callable[[], bool]) -> None:
+        self._request, self._seconds, self._held = request, seconds, held
         self._task: asyncio.Task[None] | None = None
         self.begun: web.StreamResponse | None = None
 
@@ -105,6 +108,8 @@ class Waiting:
         while True:
             await asyncio.sleep(seconds)
             if self.begun is None:
+                if not self._held():
+                    continue
                 begun = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
                 await begun.prepare(self._request)
                 self.begun = begun

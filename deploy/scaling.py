@@ -55,6 +55,11 @@ class ScaleStarter:
         self._workload, self._api, self._replicas = workload, api.rstrip("/"), replicas
         self._account, self._stop_seconds = account, stop_seconds
 
+    @property
+    def leaves_running(self) -> bool:
+        """Return True: a scale above zero is left as it is."""
+        return True
+
     async def running(self) -> bool | None:
         """Whether its scale is above zero; raises StartFailed."""
         try:

@@ -36,7 +36,8 @@ async def listening(
                 handler_cancellation=True,  # a caller who leaves ends his request
                 max_field_size=_LINE_BYTES,
                 max_line_size=_LINE_BYTES,
-                shutdown_timeout=drain_seconds,
+                # aiohttp waits that long twice before it ends a handler, and for ever where it is 0.
+                shutdown_timeout=max(drain_seconds / 2, 0.01),
             )
             await runner.setup()
             stack.push_async_callback(runner.cleanup)

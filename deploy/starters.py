@@ -30,6 +30,11 @@ class ChildStarter:
         """The process id of the child that runs now."""
         return self._process.pid if self._process and self._process.returncode is None else None
 
+    @property
+    def leaves_running(self) -> bool:
+        """Return False: a child that runs is ended first."""
+        return False
+
     async def running(self) -> bool | None:
         """Return False: a child of another process is none of ours."""
         return False
@@ -43,8 +48,8 @@ class ChildStarter:
             raise StartFailed(f"{self._command[0]} cannot be run: {error.strerror or error}") from error
 
     async def stop(self) -> None:
-        """End the child and all that it started."""
-        process, self._process = self._process, None
+        """End the child and all that it started; it is known until it has ended, so that a second call can go on from a first."""
+        process = self._process
         if process is None:
             return
         if process.returncode is None:
@@ -53,11 +58,12 @@ class ChildStarter:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._grace):
                     await process.wait()
-        _kill_group(process.pid)
         if process.returncode is None:
+            _kill_group(process.pid)
             with contextlib.suppress(ProcessLookupError):
                 process.kill()  # where it does not lead its group yet
             await process.wait()
+        self._forget(process)
 
     async def ended(self) -> str:
         """Wait for its end, and say how it was; what it started is ended too."""
@@ -65,22 +71,34 @@ class ChildStarter:
         if process is None:
             return "it has not been started"
         status = await process.wait()
-        _kill_group(process.pid)
+        self._forget(process)
         return f"killed by {signal.Signals(-status).name}" if status < 0 else f"it exited with {status}"
 
     async def close(self) -> None:
         """End the child."""
         await self.stop()
 
+    def _forget(self, process: asyncio.subprocess.Process) -> None:
+        """End what is left of the group of a process that has ended: once, for its number may be another's later."""
+        if self._process is process:
+            self._process = None
+            _kill_group(process.pid)
+
 
 class CommandStarter:
     """The upstream belongs to another manager (systemd, docker), which two commands ask to start and stop it.
 
-    A command is done when it exits with 0; without a shell. It should return at once, and be harmless when done twice.
+    A command is done when it exits with 0; without a shell. It should return at once, and be harmless when done twice. One that
+    stops is ended after `stop_seconds`.
     """
 
-    def __init__(self, start: Sequence[str], stop: Sequence[str]) -> None:
-        self._start, self._stop = list(start), list(stop)
+    def __init__(self, start: Sequence[str], stop: Sequence[str], *, stop_seconds: float = 60.0) -> None:
+        self._start, self._stop, self._stop_seconds = list(start), list(stop), stop_seconds
+
+    @property
+    def leaves_running(self) -> bool:
+        """Return True: its manager leaves what runs as it is."""
+        return True
 
     async def running(self) -> bool | None:
         """Return None: its manager is not asked."""
@@ -93,7 +111,12 @@ class CommandStarter:
 
     async def stop(self) -> None:
         """Run the command that stops; raises StopFailed."""
-        if message := await _run(self._stop):
+        try:
+            async with asyncio.timeout(self._stop_seconds):
+                message = await _run(self._stop)
+        except TimeoutError as error:
+            raise StopFailed(f"{shlex.join(self._stop)} did not end within {self._stop_seconds:g} s") from error
+        if message:
             raise StopFailed(message)
 
     async def ended(self) -> str:

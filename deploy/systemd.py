@@ -19,7 +19,6 @@ _HARDENED = """\
 NoNewPrivileges=yes
 CapabilityBoundingSet=
 PrivateTmp=yes
-PrivateDevices=yes
 ProtectSystem=strict
 ProtectHome=read-only
 ProtectKernelTunables=yes
@@ -36,6 +35,9 @@ LockPersonality=yes
 SystemCallArchitectures=native
 UMask=0077
 """
+_NO_DEVICES = "PrivateDevices=yes\n"
+_ALSO_SECONDS = 10
+"""Of a stop, for the processes themselves."""
 _WAIT = (
     "import sys,time,urllib.request as r\n"
     "while True:\n"
@@ -65,6 +67,11 @@ class SystemdBox:
     idle_seconds: int = 300
     start_seconds: int = 600
     stop_seconds: int = 90
+    """After that what still runs of the box is killed."""
+    drain_seconds: int = 30
+    """Before its stop, requests under way have so long to end."""
+    gpu: bool = False
+    """Whether it runs on a GPU, whose device files it must then see."""
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     environment_file: str | None = None
     """Where secrets are, readable by root alone; systemd reads it."""
@@ -95,7 +102,8 @@ def units(box: SystemdBox, *, by: Literal["activator", "socket"] = "activator") 
             box.python, "-m", "services.cli", "activate", "--listen", box.listen, "--upstream", f"http://{box.address}",
             "--ready-path", box.ready_path, "--health-path", "/livez", "--health-path", "/readyz",
             "--idle-seconds", str(box.idle_seconds), "--start-seconds", str(box.start_seconds),
-            "--stop-seconds", str(box.stop_seconds), "--command", shlex.join(box.command),
+            "--stop-seconds", str(box.stop_seconds), "--drain-seconds", str(box.drain_seconds),
+            "--command", shlex.join(box.command),
         ]  # fmt: skip
         return {
             f"{box.name}.service": _service(
@@ -113,7 +121,7 @@ def units(box: SystemdBox, *, by: Literal["activator", "socket"] = "activator") 
             f"[Unit]\nDescription={box.name}: passes connections on\n"
             f"Requires={backend} {box.name}.socket\nAfter={backend} {box.name}.socket\n\n"
             f"[Service]\nExecStart={box.proxy} --exit-idle-time={box.idle_seconds}s --connections-max=1024 {box.address}\n"
-            f"DynamicUser=yes\n{_HARDENED}"
+            f"DynamicUser=yes\n{_HARDENED}{_NO_DEVICES}"
         ),
         backend: _service(box, f"{box.name}: the box", [*box.command], "", unit="StopWhenUnneeded=yes\n", waits=waits),
     }
@@ -133,12 +141,13 @@ def _service(
         lines.append(f"EnvironmentFile={_escaped(box.environment_file)}")
     lines += [
         "Type=exec", "DynamicUser=yes", f"StateDirectory={box.name}", f"CacheDirectory={box.name}", "StateDirectoryMode=0700",
-        f"TimeoutStartSec={box.start_seconds}", f"TimeoutStopSec={box.stop_seconds + 30}", "KillMode=mixed",
+        f"TimeoutStartSec={box.start_seconds}",
+        f"TimeoutStopSec={box.drain_seconds + box.stop_seconds + _ALSO_SECONDS}", "KillMode=mixed",
     ]  # fmt: skip
     if install:
         lines += ["Restart=on-failure", "RestartSec=2"]
-    body = "\n".join(lines)
-    text = f"[Unit]\nDescription={description}\nAfter=network.target\n{unit}\n[Service]\n{body}\n{_HARDENED}"
+    body, hardened = "\n".join(lines), _HARDENED if box.gpu else _HARDENED + _NO_DEVICES
+    text = f"[Unit]\nDescription={description}\nAfter=network.target\n{unit}\n[Service]\n{body}\n{hardened}"
     return f"{text}\n{install}" if install else text
 
 

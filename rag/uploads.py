@@ -7,6 +7,7 @@ documents; what is known beforehand belongs into the collection itself.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -143,8 +144,11 @@ class Uploads:
             self._build()
 
     def all(self) -> list[Upload]:
-        """Return every document, in order of tenants and ids."""
-        rows = [json.loads(path.read_bytes()) for path in (self._folder / _ROWS).glob("*.jsonl")]
+        """Return every document, in order of tenants and ids; without the lock, without what is removed meanwhile."""
+        rows: list[dict[str, Any]] = []
+        for path in (self._folder / _ROWS).glob("*.jsonl"):
+            with contextlib.suppress(FileNotFoundError):
+                rows.append(json.loads(path.read_bytes()))
         return sorted((Upload.of(row) for row in rows), key=lambda upload: (upload.tenant, upload.id))
 
     def has(self, tenant: str, identity: str) -> bool:

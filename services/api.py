@@ -83,11 +83,21 @@ class Parts:
     """After so long without a word a stream gets a comment; errors are events of it from then on."""
 
 
+class _Left(OSError):
+    """The caller has gone: there is nobody to tell."""
+
+
 class _Reply:
     """One answer under way: knows whether its head has left."""
 
     def __init__(self, send: Send, named: dict[str, str] | None = None, content_type: str = "") -> None:
-        self._send = send
+        async def sent(message: Message) -> None:
+            try:
+                await send(message)
+            except OSError as error:
+                raise _Left from error
+
+        self._send = sent
         self.content_type = content_type
         self.caller: Caller = ANYBODY
         self.named = named or {}
@@ -191,8 +201,8 @@ async def _shaped(reply: _Reply, work: Awaitable[None]) -> bool:
     except EkibenError as error:
         reply.code = error.code
         await _fail(reply, error.status, error.body(), error.headers())
-    except OSError:
-        raise  # the caller has gone: there is nobody to tell
+    except _Left:
+        raise
     except Exception as error:  # noqa: BLE001  the last resort of a server
         # The kind alone: messages of unforeseen errors may quote the request.
         log.error("unforeseen", request_id=reply.request_id, kind=type(error).__name__)

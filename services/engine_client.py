@@ -24,6 +24,8 @@ CONNECT_ATTEMPTS = 3
 GATE_SECONDS = 10.0
 """How long what stands before an engine that sleeps may itself be away, as when it is started anew."""
 _CLIENT_ERRORS = range(400, 500)
+_GATES = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT})
+"""With these, what stands before an engine says that it is away; vLLM has none of them for an adapter."""
 
 
 class EngineClient:
@@ -130,6 +132,8 @@ class EngineClient:
             raise EngineUnavailable("The engine was lost in mid-answer.") from error
         finally:
             response.close()
+        if response.status in _GATES:
+            raise EngineUnavailable("The engine is not up; it may still be starting.")
         if not response.ok and done not in said:
             # vLLM answers 500 for every adapter that it cannot load: the reason matters, and it is no reason to try again.
             raise EngineRefused(_message(said), status=response.status, code="engine_refused")

@@ -19,6 +19,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -147,9 +148,11 @@ class Slots:
         if label not in self._wanted():
             return False
         async with self._changing:
-            await self._fill(await self._engine.adapters())
-            loaded = label in self._present
-            self._present = frozenset(self._wanted().keys() - self._failed.keys())
+            try:
+                await self._fill(await self._engine.adapters())
+                loaded = label in self._present
+            finally:
+                self._present = frozenset(self._wanted().keys() - self._failed.keys())
         if label in self._failed:
             raise EngineUnavailable(f"Adapter {label} could not be loaded.")
         if not loaded:
@@ -265,8 +268,8 @@ class Slots:
         return reference.name, version
 
     def ready(self) -> bool:
-        """Whether the engine holds what it should, but for what was refused."""
-        return frozenset(one.label for one in self._state.loaded) - self._failed.keys() <= self._present
+        """Whether the engine holds what it should, but for what was refused; of one that sleeps this is not asked."""
+        return self._sleeps or frozenset(one.label for one in self._state.loaded) - self._failed.keys() <= self._present
 
     def describe(self, shares: Mapping[str, float]) -> list[dict[str, Any]]:
         """Return what a route's shares stand for now."""
@@ -377,15 +380,22 @@ class Slots:
 
 
 async def smoke(engine: AdapterEngine, model: str) -> None:
-    """Let a model say a few words; raises AdapterError when it cannot, or its probabilities are no numbers."""
+    """Let a model say a few words.
+
+    Raises AdapterError when it cannot, or its probabilities are no numbers; EngineUnavailable where the engine was lost or
+    started anew meanwhile, which is not the adapter's fault.
+    """
     payload = {"model": model, "prompt": "The", "max_tokens": 4, "temperature": 0, "logprobs": 1, "ignore_eos": True}
     try:
         body = await engine.complete("/v1/completions", payload)
         logprobs = body["choices"][0]["logprobs"]["token_logprobs"]
     except EngineUnavailable:
-        await engine.adapters()  # raises where the engine is lost: that is not the adapter's fault
+        if model not in await engine.adapters():
+            raise EngineUnavailable(f"{model}: the engine was lost while it was tried; try again") from None
         raise AdapterError(f"{model}: was loaded, but the engine fails on it; the adapter does not fit the engine") from None
     except (EkibenError, KeyError, IndexError, TypeError) as error:
+        if isinstance(error, EngineRefused) and error.status == HTTPStatus.NOT_FOUND:
+            raise EngineUnavailable(f"{model}: the engine was started anew while it was tried; try again") from error
         raise AdapterError(f"{model}: was loaded, but cannot generate ({error}); the adapter does not fit the engine") from error
     if not logprobs or not all(isinstance(value, int | float) and math.isfinite(value) for value in logprobs):
         raise AdapterError(f"{model}: was loaded, but what it generates has no finite probabilities; train it again")

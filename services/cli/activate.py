@@ -56,8 +56,10 @@ def activate(  # noqa: PLR0913  each has a default that holds
     idle_seconds: Annotated[float, typer.Option(min=0, help="Stopped after so long without a request; 0: never.")] = 300,
     start_seconds: Annotated[float, typer.Option(min=0.1, help="A start that takes longer has failed.")] = 300,
     hold_seconds: Annotated[float, typer.Option(min=0.1, help="A request waits no longer than this for a start.")] = 300,
-    stop_seconds: Annotated[float, typer.Option(min=0.1, help="A child that takes longer to end is killed.")] = 30,
-    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait for a start; the next gets a 503.")] = 256,
+    stop_seconds: Annotated[
+        float, typer.Option(min=0.1, help="A child that takes longer to end is killed; --stop-command is too, and has failed.")
+    ] = 30,
+    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait for a start; the next gets a 503.")] = 256,
     keepalive_seconds: Annotated[
         float, typer.Option(min=0.1, help="How often a caller who asked for a stream is sent a comment while he waits.")
     ] = 10,
@@ -117,7 +119,7 @@ def activate(  # noqa: PLR0913  each has a default that holds
         api_url = _url("--kubernetes-api", api or f"https://{host}:{api_port}")
         starter = _scaled(deployment, api_url, replicas, stop_seconds)
     elif start_command is not None and stop_command is not None and command is None and deployment is None:
-        starter = _commands(start_command, stop_command)
+        starter = _commands(start_command, stop_command, stop_seconds)
     else:
         fail("say in one way how it is started: --command, or --deployment, or --start-command with --stop-command")
     configure_logs()
@@ -138,10 +140,11 @@ def _child(command: str, upstream: str, stop_seconds: float) -> Starter:
     return ChildStarter([sys.executable, "-m", "services.child", *_words("--command", command)], grace=stop_seconds)
 
 
-def _commands(start: str, stop: str) -> Starter:
+def _commands(start: str, stop: str, stop_seconds: float) -> Starter:
     from deploy.starters import CommandStarter
 
-    return CommandStarter(_words("--start-command", start), _words("--stop-command", stop))
+    words = _words("--start-command", start), _words("--stop-command", stop)
+    return CommandStarter(*words, stop_seconds=stop_seconds)
 
 
 def _scaled(deployment: str, api: str, replicas: int, stop_seconds: float) -> Starter:

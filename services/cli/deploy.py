@@ -93,6 +93,9 @@ def systemd(
     environment_file: Annotated[
         Path | None, typer.Option(help="File with the box's secrets, NAME=VALUE a line, readable by root alone.")
     ] = None,
+    gpu: Annotated[
+        bool | None, typer.Option("--gpu/--no-gpu", help="Whether the box may see devices (default: if this machine has a GPU).")
+    ] = None,
 ) -> None:
     """Write units for systemd: this installation's box on one machine, started when it is asked, stopped when it is idle.
 
@@ -100,6 +103,7 @@ def systemd(
     and enable NAME.service, or NAME.socket with --by socket.
     """
     from deploy.systemd import BadUnit, SystemdBox, units
+    from services.target import find_device
 
     host, _, port = address.rpartition(":")
     bentoml = str(Path(sys.executable).with_name("bentoml"))
@@ -110,6 +114,7 @@ def systemd(
                 python=sys.executable, folder=str(ROOT), name=name, listen=listen, address=address, idle_seconds=idle_seconds,
                 environment={"BENTOML_HOME": f"/var/lib/{name}/bentoml"},
                 environment_file=str(environment_file) if environment_file else None,
+                gpu=find_device(load_settings()) == "cuda" if gpu is None else gpu,
             ),
             by=by,
         )  # fmt: skip

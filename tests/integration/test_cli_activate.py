@@ -43,7 +43,7 @@ def test_what_cannot_be_is_refused(arguments, message):
     assert (status, message in said, said.count("\n")) == (1, True, 1), said
 
 
-@pytest.mark.parametrize("option", ["--start-seconds 0", "--queue=-1", "--replicas 0", "--idle-seconds x"])
+@pytest.mark.parametrize("option", ["--start-seconds 0", "--queue 0", "--replicas 0", "--idle-seconds x"])
 def test_numbers_are_checked(option):
     assert told(f"--command true {option}")[0] == 2
 

@@ -177,6 +177,17 @@ def test_units_are_written_for_systemd(tmp_path):
     assert "BENTOML_HOME=/var/lib/ekiben/bentoml" in box
 
 
+@pytest.mark.parametrize(
+    ("device", "option", "sees"),
+    [("cuda", [], True), ("cpu", [], False), ("cpu", ["--gpu"], True), ("cuda", ["--no-gpu"], False)],
+)
+def test_units_for_a_gpu_let_the_box_see_it(monkeypatch, device, option, sees):
+    monkeypatch.setenv("EKIBEN_DEVICE", device)
+    done = run("systemd", *option)
+
+    assert (done.exit_code, "PrivateDevices=yes" not in done.stdout) == (0, sees)
+
+
 def test_units_that_cannot_be_are_told():
     done = run("systemd", "--listen", "127.0.0.1:3001")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from deploy import starters
 from deploy.lifecycle import StartFailed, StopFailed
 from deploy.starters import ChildStarter, CommandStarter
 
@@ -94,3 +95,49 @@ async def test_commands_that_fail_say_what_they_said():
         await made.start()
     with pytest.raises(StopFailed, match="no-such-program cannot be run"):
         await made.stop()
+
+
+async def test_a_stop_that_was_cut_short_is_gone_on_with(tmp_path):
+    """As on SIGTERM while an idle child is being stopped: neither it nor what it started is left."""
+    started = child(STUBBORN, str(tmp_path / "pid"), grace=60)
+    await started.start()
+    first = started.pid
+    async with asyncio.timeout(20):
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().endswith(" "):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    grandchild = int((tmp_path / "pid").read_text())
+    stopping = asyncio.create_task(started.stop())
+    await asyncio.sleep(0.05)
+    stopping.cancel()
+    await asyncio.gather(stopping, return_exceptions=True)
+    started._grace = 0.1
+    await started.close()
+
+    async with asyncio.timeout(5):
+        while alive(first) or alive(grandchild):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_what_has_ended_is_not_killed_at_the_next_start(monkeypatch):
+    """Its process id may be another's by then."""
+    started = child("pass")
+    await started.start()
+    await asyncio.wait_for(started.ended(), 20)
+    killed = []
+    monkeypatch.setattr(starters.os, "killpg", lambda group, _signal: killed.append(group))
+    await started.start()
+    monkeypatch.undo()
+
+    assert killed == []
+    await started.close()
+
+
+async def test_a_stop_command_that_hangs_has_failed_and_is_ended(tmp_path):
+    sign = tmp_path / "pid"
+    made = CommandStarter(["true"], ["sh", "-c", f"echo $$ > {sign}; exec sleep 60"], stop_seconds=1)
+    with pytest.raises(StopFailed, match="did not end within 1 s"):
+        await made.stop()
+
+    async with asyncio.timeout(5):
+        while alive(int(sign.read_text())):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)

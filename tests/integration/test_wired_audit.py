@@ -15,6 +15,8 @@ import pytest
 from accounts.audit import TextKey
 from accounts.chain import derived
 from accounts.verify import verify
+from services.auth import Auth
+from services.preparing import Preparation
 from services.settings import Settings
 from tests.serving import ATTACK, audit_lines, engines, serving, until, written
 
@@ -36,6 +38,22 @@ async def engine():
 
 def folder_of(tmp_path, texts="none"):
     return written(tmp_path, ROUTES.replace("TEXTS", texts))
+
+
+async def test_an_error_of_the_system_has_its_line(tmp_path, engine, monkeypatch):
+    async def full(*_):
+        raise OSError(28, "No space left on device")
+
+    async with serving(folder_of(tmp_path), engine.url) as box:
+        monkeypatch.setattr(Preparation, "checked", full)
+        routed = await box.post()
+        monkeypatch.setattr(Auth, "caller", full)
+        unknown = await box.post()
+        await until(lambda: len(box.lines()) == 2)
+
+        assert [answer.status_code for answer in (routed, unknown)] == [500, 500]
+        assert {answer.json()["error"]["type"] for answer in (routed, unknown)} == {"server_error"}
+        assert [line["outcome"] for line in box.lines()] == ["error", "error"]
 
 
 async def test_a_line_for_whatever_becomes_of_a_request(tmp_path, engine):

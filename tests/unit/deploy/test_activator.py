@@ -1,6 +1,7 @@
 """The proxy: what passes, what is said while a caller waits, and what a caller gets when the upstream is lost."""
 
 import asyncio
+import errno
 import gzip
 import json
 import socket
@@ -9,8 +10,9 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.client_reqrep import ConnectionKey
 
-from deploy import lifecycle
+from deploy import activator, lifecycle
 from deploy.activator import Activator, Front
 from deploy.lifecycle import Limits, StartFailed
 from deploy.serving import listening
@@ -39,6 +41,7 @@ class Upstream:
         self.may_start = asyncio.Event()
         self.may_start.set()
         self.failure = None
+        self.leaves_running = self.listens = False
         self.seen = []
         self.gone = asyncio.Event()
         self._runner = None
@@ -70,11 +73,13 @@ class Upstream:
         await self.may_start.wait()
         app = web.Application(client_max_size=2**30)
         app.router.add_route("*", "/{path:.*}", self._handle)
-        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0, auto_decompress=False)
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1, auto_decompress=False)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
+        self.listens = True
 
     async def stop(self):
+        self.listens = False
         if self._runner:
             await self._runner.cleanup()
 
@@ -463,6 +468,77 @@ async def test_one_that_refuses_connections_is_started_again_and_the_request_sen
     assert box.sample("activator_stops_total", reason="lost") == 1
 
 
+def failing(monkeypatch, error, times=1):
+    """Let the next requests to the upstream fail so; the others go through."""
+    real, left = activator.send, iter(range(times))
+
+    async def send(*asked):
+        if next(left, None) is not None:
+            raise error
+        return await real(*asked)
+
+    monkeypatch.setattr(activator, "send", send)
+
+
+def of_host(kind, number):
+    return kind(ConnectionKey("upstream", 1, False, True, None, None, None), OSError(number, "as it is"))
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM])
+async def test_what_this_machine_lacks_is_no_fault_of_the_upstream(box, monkeypatch, number):
+    async with box.open() as client:
+        failing(monkeypatch, of_host(aiohttp.ClientConnectorError, number))
+        refused = await client.post(f"{box.url}/a", data=b"{}")
+        again = await client.post(f"{box.url}/a", data=b"{}")
+
+        assert (refused.status, refused.headers["Retry-After"], again.status) == (503, "1", 200)
+    assert box.sample("activator_refused_requests_total", reason="no_connection") == 1
+    assert box.sample("activator_starts_total", outcome="ready") == 1
+
+
+async def test_a_name_that_cannot_be_looked_up_ends_no_child(box, monkeypatch):
+    async with box.open() as client:
+        failing(monkeypatch, of_host(aiohttp.ClientConnectorDNSError, socket.EAI_AGAIN))
+        refused = await client.post(f"{box.url}/a", data=b"{}")
+
+        assert (refused.status, box.activator.life.state) == (503, "awake")
+    assert box.sample("activator_starts_total", outcome="ready") == 1
+
+
+@pytest.mark.parametrize("leaves_running", [True, False])
+async def test_one_that_drops_connections_is_started_again_where_that_harms_nobody(box, monkeypatch, leaves_running):
+    async with box.open() as client:
+        box.upstream.leaves_running = leaves_running
+        await box.upstream.stop()
+        failing(monkeypatch, aiohttp.ConnectionTimeoutError())
+        if not leaves_running:  # it answers in time
+            await box.upstream.start()
+            await until(lambda: box.upstream.listens)
+        response = await client.post(f"{box.url}/a", data=b"once")
+
+        assert (response.status, (await response.json())["body"]) == (200, "once")
+    assert box.sample("activator_starts_total", outcome="ready") == (2 if leaves_running else 1)
+
+
+async def test_who_is_held_since_the_upstream_was_found_dead_is_told_so(box):
+    async with box.open() as client:
+        await box.upstream.stop()
+        box.upstream.answer = events([b"data: 1\n\n"])
+
+        assert await asleep(box, client) == b"data: 1\n\n"
+
+
+async def test_one_that_is_awake_and_slow_has_its_own_status(box):
+    async def answer(_request):
+        await asyncio.sleep(0.1)
+        return web.json_response({"error": ERROR}, status=400)
+
+    async with box.open() as client:
+        box.upstream.answer = answer
+
+        assert (await client.post(f"{box.url}/a", data=STREAM)).status == 400
+
+
 async def test_a_caller_who_leaves_while_he_waits_is_forgotten(box):
     async with box.open(awake=False) as client:
         box.upstream.may_start.clear()
@@ -539,3 +615,42 @@ async def test_while_it_ends_requests_under_way_are_answered(box):
         response = await asked
 
         assert (response.status, await response.text()) == (200, "done")
+
+
+async def test_while_it_ends_who_still_waits_is_answered(box):
+    async with aiohttp.ClientSession() as own:
+        async with box.open(awake=False):
+            box.upstream.may_start.clear()
+            asked = asyncio.create_task(own.post(f"{box.url}/a", data=b"{}"))
+            await until(lambda: box.sample("activator_waiting_requests") == 1)
+            asyncio.get_running_loop().call_later(0.1, box.upstream.may_start.set)
+
+        assert (await asked).status == 200
+
+
+@pytest.mark.parametrize(("drain_seconds", "each"), [(30, 15), (0, 0.01)])
+async def test_requests_have_no_longer_than_the_drain(box, monkeypatch, drain_seconds, each):
+    """It waits twice for a request under way, and for ever with a time-out of 0."""
+    given = []
+
+    class Runner(web.AppRunner):
+        def __init__(self, *asked, **more):
+            given.append(more["shutdown_timeout"])
+            super().__init__(*asked, **more)
+
+    monkeypatch.setattr(web, "AppRunner", Runner)
+    async with listening(Activator(box.front, box.upstream), ("127.0.0.1", box.port), None, drain_seconds=drain_seconds):
+        pass
+
+    assert given == [each]
+
+
+async def test_without_a_drain_a_stream_is_cut(box):
+    async with aiohttp.ClientSession() as own, Activator(box.front, box.upstream) as made:
+        async with asyncio.timeout(5), listening(made, ("127.0.0.1", box.port), None, drain_seconds=0):
+            box.upstream.answer = events([b"data: 1\n\n"], started=asyncio.Event())
+            response = await own.post(f"{box.url}/a", data=STREAM)
+            await response.content.readuntil(b"data: 1\n\n")
+
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await response.read()

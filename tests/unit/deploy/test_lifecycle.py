@@ -30,6 +30,7 @@ class Upstream:
         self.died = asyncio.Event()
         self.answers_after_stop = 0
         self.closed = False
+        self.leaves_running = False
 
     async def running(self):
         return self.adopted
@@ -369,3 +370,28 @@ async def test_how_long_to_wait_is_told_by_the_start_before():
             await ask(life)
 
     assert (told.value.retry_after, math.inf > told.value.retry_after) == (30, True)
+
+
+async def test_who_stops_waiting_for_its_driver_does_not_end_it():
+    made = Life()
+    async with made.open() as life:
+        watching = asyncio.create_task(life.driven())
+        await asyncio.sleep(0)
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+        assert await asyncio.wait_for(ask(life), 5) == 1
+
+
+@pytest.mark.parametrize(
+    ("leaves_running", "up", "over"), [(True, False, True), (True, True, False), (False, False, False), (False, True, False)]
+)
+async def test_one_that_cannot_be_reached_is_lost_if_its_probe_fails_and_a_start_harms_nobody(leaves_running, up, over):
+    made = Life()
+    async with made.open() as life:
+        with life.lease():
+            first = await life.awake()
+            made.upstream.leaves_running, made.upstream.up = leaves_running, up
+
+            assert await life.doubted(first) is over
+            assert (await life.awake(), made.upstream.starts) == ((2, 2) if over else (1, 1))

@@ -1,8 +1,10 @@
 """Units for systemd: what is in them, what cannot be, and that systemd takes them."""
 
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -72,3 +74,18 @@ def test_systemd_finds_nothing_wrong(tmp_path, by):
     said = [line for line in done.stderr.splitlines() if str(tmp_path) in line or "ekiben" in line]
 
     assert (done.returncode, said) == (0, [])
+
+
+def test_a_box_with_a_gpu_sees_devices_and_nothing_else_does():
+    hidden = {name for name, text in units(replace(BOX, gpu=True), by="socket").items() if "PrivateDevices=yes" in text}
+
+    assert hidden == {"llm.service"}
+    assert "PrivateDevices" not in units(replace(BOX, gpu=True))["llm.service"]
+    assert "PrivateDevices=yes" in units(BOX)["llm.service"]
+
+
+def test_systemd_waits_for_the_drain_and_the_stop():
+    made = units(replace(BOX, drain_seconds=100, stop_seconds=50))["llm.service"]
+
+    assert '"--stop-seconds" "50" "--drain-seconds" "100"' in made
+    assert int(re.search(r"TimeoutStopSec=(\d+)", made)[1]) > 150

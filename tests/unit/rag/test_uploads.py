@@ -1,6 +1,7 @@
 """Documents that are added and removed while a box serves."""
 
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -178,3 +179,19 @@ class Nothing:
 
     async def search(self, *_):
         return []
+
+
+def test_what_is_removed_while_all_are_listed_is_left_out(opened, monkeypatch):
+    shelf = opened()
+    shelf.put([BIKES, DOGS])
+    real = Path.read_bytes
+
+    def removed_first(path):
+        if BIKES.text.encode() in (content := real(path)):
+            path.unlink()
+            return real(path)
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", removed_first)
+
+    assert shelf.all() == [DOGS]

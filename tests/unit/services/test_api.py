@@ -165,6 +165,44 @@ async def test_an_unforeseen_error_says_nothing_of_the_request(http, engine, cap
     assert "secret" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError("gone"), OSError(28, "No space left"), TimeoutError(), ConnectionResetError()]
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_error_of_the_system_is_no_callers_leaving(http, engine, error, stream):
+    engine.error = error
+    response = await http.post("/v1/chat/completions", json={**HELLO, "stream": stream})
+
+    assert response.status_code == (200 if stream else 500)
+    assert '"type":"server_error"' in response.text.replace(" ", "")
+
+
+async def test_a_caller_who_cannot_be_written_to_is_told_nothing(app, capsys):
+    async def receive():
+        return messages.pop() if messages else await asyncio.Event().wait()
+
+    messages = [{"type": "http.request", "body": json.dumps(HELLO).encode()}]
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+        raise ConnectionResetError
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "headers": [],
+        "query_string": b"",
+        "root_path": "",
+    }
+    with pytest.raises(OSError):  # noqa: PT011  as a server's own, which it takes for a caller's leaving
+        await asyncio.wait_for(app(scope, receive, send), 5)
+
+    assert len(sent) == 1
+    assert "unforeseen" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_caller_who_leaves_cancels_the_engines_work(app, engine, registry, stream):
     started, cancelled = asyncio.Event(), asyncio.Event()

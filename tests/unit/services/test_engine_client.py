@@ -103,3 +103,10 @@ async def test_no_engine(tmp_path):
             await client.adapters()
         with pytest.raises(EngineUnavailable):
             await client.load_adapter("a@1", tmp_path)
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+async def test_what_stands_before_an_engine_that_is_away_refuses_no_adapter(client, vllm, tmp_path, status):
+    vllm.broken = refusal(status, "The engine could not be started.")
+    with pytest.raises(EngineUnavailable):
+        await client.load_adapter("a@1", tmp_path)

@@ -220,6 +220,21 @@ async def test_an_engine_that_is_lost_while_a_version_is_tried_is_not_the_versio
     assert slots.choose(LIVE, None).label == f"a@{ONE}"
 
 
+@pytest.mark.parametrize("said", [EngineUnavailable("The engine failed."), EngineRefused("no such model", status=404)])
+async def test_an_engine_that_was_started_anew_while_a_version_is_tried(slots, state_file, lora_engine, monkeypatch, said):
+    async def anew(_path, _payload):
+        lora_engine.names = set()
+        raise said
+
+    monkeypatch.setattr(lora_engine, "complete", anew)
+    state_file.change(lambda state: state.packed({"a": ONE}))
+    await slots.reconcile()
+    monkeypatch.undo()
+    await slots.reconcile()
+
+    assert slots.choose(LIVE, None).label == f"a@{ONE}"
+
+
 async def test_a_version_that_the_engine_fails_on_does_not_stop_the_others(slots, state_file, lora_engine):
     lora_engine.refused[f"a@{ONE}"] = EngineUnavailable("The engine failed on this request.")
     state_file.change(lambda state: state.packed({"b": ONE, "a": ONE}))
@@ -673,6 +688,20 @@ async def test_an_engine_that_is_lost_while_it_is_brought_to_the_registry(sleepi
     lora_engine.up = True
 
     assert await sleeping.bring(f"a@{ONE}")  # nothing is held against the version
+
+
+async def test_while_a_version_is_brought_and_when_that_was_cut_short_it_is_ready(sleeping, lora_engine):
+    await sleeping.reconcile()
+    await sleeping.promote(f"a@{TWO}", "canary")
+    lora_engine.names, lora_engine.hangs = set(), {f"a@{ONE}", f"a@{TWO}"}
+    bringing = asyncio.create_task(sleeping.bring(f"a@{TWO}"))
+    await until(lambda: lora_engine.at_once == 1)
+    assert sleeping.ready()
+    bringing.cancel()
+    with suppress(asyncio.CancelledError):
+        await bringing
+
+    assert all(one["loaded"] for one in sleeping.describe({"a": 1.0, "a@canary": 1.0}))
 
 
 async def test_letting_a_version_go_wakes_nobody(sleeping, lora_engine, state_file):
