@@ -97,29 +97,12 @@ def verify(
 
     Exits with 1 where it cannot, and says each reason. The files of one that is named are read without criu too.
     """
-    from deploy.criu import CriuFailed
     from deploy.revival import RevivalFailed
-    from deploy.snapshot import altered, read
     from services import snapshots
 
     settings = load_settings()
     with _told():
-        named = _named(settings, name)
-        manifest = read(named) if named else None
-        try:
-            criu = _criu(settings)
-            criu.check()
-        except CriuFailed as error:
-            if named is None or manifest is None:
-                raise
-            criu, folder, problems = None, named, [str(error), *altered(named, manifest)]
-        else:
-            here = snapshots.facts_here(settings, criu)
-            folder = named or settings.snapshots / snapshots.snapshot_name(settings, here)
-            if not folder.exists():
-                folder, _ = snapshots.find(settings, criu)
-            manifest = manifest or read(folder)
-            problems = [*manifest.facts.differences(here), *altered(folder, manifest)]
+        criu, folder, manifest, problems = _judged(settings, name)
         if trial and criu and not problems:
             try:
                 snapshots.try_out(criu, folder, manifest)
@@ -171,6 +154,29 @@ def remove(
     if unknown := [name for name in names or () if name not in there]:
         fail(f"there is no snapshot {', '.join(unknown)} in {root}")
     snapshot.remove([there[name] for name in names or there])
+
+
+def _judged(settings: Settings, name: str | None) -> tuple[Criu | None, Path, Manifest, list[str]]:
+    """Return a snapshot with what keeps it from being restored here; without criu (None) that of one that is named."""
+    from deploy.criu import CriuFailed
+    from deploy.snapshot import altered, read
+    from services import snapshots
+
+    named = _named(settings, name)
+    manifest = read(named) if named else None
+    try:
+        criu = _criu(settings)
+        criu.check()
+    except CriuFailed as error:
+        if named is None or manifest is None:
+            raise
+        return None, named, manifest, [str(error), *altered(named, manifest)]
+    here = snapshots.facts_here(settings, criu)
+    folder = named or settings.snapshots / snapshots.snapshot_name(settings, here)
+    if not folder.exists():
+        folder, _ = snapshots.find(settings, criu)
+    manifest = manifest or read(folder)
+    return criu, folder, manifest, [*manifest.facts.differences(here), *altered(folder, manifest)]
 
 
 def _named(settings: Settings, name: str | None) -> Path | None:

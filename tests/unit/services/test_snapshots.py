@@ -139,7 +139,8 @@ def test_without_criu_nothing_is_started_where_that_is_asked(command_line):
 
 
 @pytest.mark.parametrize("verb", ["create", "verify"])
-def test_without_criu_it_says_so_in_one_line(command_line, verb):
+def test_without_criu_it_says_so_in_one_line(settings, command_line, verb):
+    make(settings, "another")
     done = command_line(verb)
 
     assert (done.exit_code, done.stderr) == (1, "error: criu is not on this machine\n")
