@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 GIB = 2**30
 # Of the demo's box, 3.4 GB in use: the gateway with its embedder 0.67, weights and adapters 0.2, a KV cache of 0.5; the rest is
@@ -35,6 +35,9 @@ class Box(BaseModel):
     weights_bytes: int = Field(ge=0, description="of everything in the model store")
     cache_bytes: int | None = Field(default=None, description="the KV cache that the bundle asks for; else the least there is")
     saturation: int = Field(ge=1, description="requests that one engine answers at once: max_num_seqs, or what was measured")
+    engine: dict[str, JsonValue] = Field(
+        default_factory=dict, description="what the engine's speed follows from: models, adapters, its arguments in the bundle"
+    )
     routes: tuple[str, ...]
     variables: tuple[str, ...] = Field(default=(), description="${VARIABLE}s that the bundle reads from the environment")
     ports: tuple[int, ...] = Field(default=(), description="of the servers that the bundle names: stores and upstreams")
@@ -59,4 +62,9 @@ class Box(BaseModel):
 
     def concurrency(self, saturation: int | None = None) -> int:
         """Return how many requests an engine should have before another is started."""
-        return max(math.floor((saturation or self.saturation) * _KEPT_SHARE), 1)
+        return concurrency(saturation or self.saturation)
+
+
+def concurrency(saturation: int) -> int:
+    """Return how many requests an engine that so many saturate should have before another is started."""
+    return max(math.floor(saturation * _KEPT_SHARE), 1)

@@ -53,10 +53,12 @@ def compose(release: Release) -> dict[str, Any]:
             **_kept(),
         },
     }
-    volumes = ["state", "cache", "postgres", "qdrant", "prometheus"]
+    volumes: dict[str, Any] = {volume: {} for volume in ("state", "cache", "postgres", "qdrant", "prometheus")}
+    if told.weights.source == "pvc":
+        volumes["weights"] = {"external": True, "name": told.weights.claim}
     return {
-        "compose.yaml": {"name": release.name, "services": services, "volumes": {volume: {} for volume in volumes}},
-        "prometheus.yml": _prometheus(),
+        "compose.yaml": {"name": release.name, "services": services, "volumes": volumes},
+        "prometheus.yml": _prometheus(sleeps=told.sleeps),
         "rules.yml": {"groups": rules(release.box, first_token_seconds=told.monitoring.first_token_seconds)},
     }
 
@@ -69,7 +71,7 @@ def _gateway(release: Release) -> dict[str, Any]:
         "EKIBEN_STATE_DIR": STATE,
         "EKIBEN_ENGINE_URL": f"http://engine:{ENGINE_PORT}",
         "EKIBEN_DEVICE": "cpu",
-        **({"EKIBEN_ENGINE_SLEEPS": "true", "EKIBEN_ENGINE_WAKE_SECONDS": str(told.wake_seconds)} if told.sleeps else {}),
+        **({"EKIBEN_ENGINE_SLEEPS": "true", "EKIBEN_ENGINE_WAKE_SECONDS": str(told.answer_seconds)} if told.sleeps else {}),
         **told.settings,
         **secrets,
         "EKIBEN_ENGINE_KEY": _given("EKIBEN_ENGINE_KEY"),
@@ -98,10 +100,11 @@ def _engine(release: Release) -> dict[str, Any]:
     variables = {
         "EKIBEN_CACHE_DIR": made.CACHE,
         "EKIBEN_DEVICE": "cuda" if told.engine.gpu else "cpu",
+        "EKIBEN_ENGINE_DRAIN_SECONDS": str(told.longest_stream_seconds),
         "EKIBEN_ENGINE_HOST": "127.0.0.1" if told.sleeps else "0.0.0.0",  # noqa: S104  the container's own network
         "EKIBEN_ENGINE_PORT": str(_BEHIND_PORT if told.sleeps else ENGINE_PORT),
         "EKIBEN_ENGINE_KEY": _given("EKIBEN_ENGINE_KEY"),
-        "VLLM_CACHE_ROOT": f"{made.CACHE}/vllm",
+        **made.CACHES,
     }
     contained = _contained(release, told.engine.resources.memory, told.engine.resources.cpu)
     if gpu := told.engine.gpu:
@@ -133,8 +136,7 @@ def _kept() -> dict[str, str]:
 
 
 def _weights(release: Release) -> list[str]:
-    told = release.environment.weights
-    return [] if told.source == "image" else [f"{told.claim or 'weights'}:{MODELS}:ro"]
+    return [f"weights:{MODELS}:ro"] if release.environment.weights.source == "pvc" else []
 
 
 def _given(name: str) -> str:
@@ -151,13 +153,10 @@ def _healthy(test: list[str], *, start: int = 0) -> dict[str, Any]:
     )
 
 
-def _prometheus() -> dict[str, Any]:
+def _prometheus(*, sleeps: bool) -> dict[str, Any]:
+    engine = {"static_configs": [{"targets": [f"engine:{ENGINE_PORT}"]}]}
     jobs = [
         {"job_name": "gateway", "static_configs": [{"targets": [f"gateway:{GATEWAY_PORT}"]}]},
-        {
-            "job_name": "activator",
-            "metrics_path": "/activator/metrics",
-            "static_configs": [{"targets": [f"engine:{ENGINE_PORT}"]}],
-        },
+        {"job_name": "activator", "metrics_path": "/activator/metrics", **engine} if sleeps else {"job_name": "engine", **engine},
     ]
     return {"global": {"scrape_interval": "15s"}, "rule_files": ["/etc/prometheus/rules.yml"], "scrape_configs": jobs}

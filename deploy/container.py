@@ -41,7 +41,8 @@ _BUILD = ("binutils", "python3-pip")
 _MADE_BY_BUILD = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX", "UV_FIND_LINKS")
 _WRITABLE = {
     "XDG_CACHE_HOME": "/tmp/cache", "XDG_CONFIG_HOME": "/tmp/config", "VLLM_CACHE_ROOT": "/tmp/cache/vllm",
-    "VLLM_CONFIG_ROOT": "/tmp/config/vllm", "HF_HOME": "/tmp/cache/huggingface",
+    "VLLM_CONFIG_ROOT": "/tmp/config/vllm", "HF_HOME": "/tmp/cache/huggingface", "FLASHINFER_WORKSPACE_BASE": "/tmp/cache",
+    "TRITON_CACHE_DIR": "/tmp/cache/triton", "TORCHINDUCTOR_CACHE_DIR": "/tmp/cache/inductor",
 }  # fmt: skip
 _NAME = re.compile(r"^([A-Za-z0-9._-]+)==")
 

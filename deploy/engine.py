@@ -75,11 +75,10 @@ def _environment(release: Release) -> list[dict[str, Any]]:
     plain: dict[str, Any] = {
         "EKIBEN_CACHE_DIR": made.CACHE,
         "EKIBEN_DEVICE": "cuda" if told.engine.gpu else "cpu",
+        "EKIBEN_ENGINE_DRAIN_SECONDS": str(told.longest_stream_seconds),
         "EKIBEN_ENGINE_HOST": "0.0.0.0",  # noqa: S104  the pod's address; NetworkPolicy and key say who may come
         "EKIBEN_ENGINE_PORT": str(ENGINE_PORT),
-        "VLLM_CACHE_ROOT": f"{made.CACHE}/vllm",
-        "TORCHINDUCTOR_CACHE_DIR": f"{made.CACHE}/inductor",
-        "TRITON_CACHE_DIR": f"{made.CACHE}/triton",
+        **made.CACHES,
     }
     if key := told.secrets.engine_key:
         plain["EKIBEN_ENGINE_KEY"] = key

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 from typing_extensions import TypedDict
 
+from deploy.measured import Measured
 from deploy.quantity import QUANTITY, Quantity
 
 _NAME = r"^[a-z0-9]([-a-z0-9]{0,50}[a-z0-9])?$"
@@ -170,8 +171,8 @@ class Engine(Nodes):
     architecture: Literal["amd64", "arm64"] = "amd64"
     measured: Path | None = Field(
         default=None, description="JSON file of a load test with cold_start_seconds and saturation, from this file's "
-                                  "folder; it is "
-        "heard before the fields below",
+                                  "folder; `ekiben deploy measure` "
+        "writes one; it is heard before the fields below",
     )  # fmt: skip
     cold_start_seconds: float = Field(default=60, gt=0, description="from its start to its first answer, as measured")
     provision_seconds: float = Field(default=0, ge=0, description="what a node and the image's pull may take before")
@@ -343,6 +344,7 @@ class Environment(Strict):
     canary: Canary | None = Field(default=None, description="left out: this image answers everything")
     compose: Compose = Compose()
     bentocloud: BentoCloud = BentoCloud()
+    _measurement: Measured | None = PrivateAttr(default=None)
 
     @field_validator("settings")
     @classmethod
@@ -372,21 +374,31 @@ class Environment(Strict):
         return self.start_seconds + math.ceil(self.engine.provision_seconds)
 
     @property
+    def answer_seconds(self) -> int:
+        """How long an answer may take with the engine's start: one that is not streamed has its head at its end."""
+        return min(self.wake_seconds + self.longest_stream_seconds, _LONGEST_WAKE)
+
+    @property
     def drain_seconds(self) -> int:
-        """What a pod is given to end: the longest stream and what comes before and after it."""
-        return self.longest_stream_seconds + 30
+        """What a pod is given to end: the start that a request waits for, the longest stream, what comes before and after."""
+        return self.longest_stream_seconds + 30 + (self.wake_seconds if self.sleeps else 0)
+
+    @property
+    def measurement(self) -> Measured | None:
+        """What the file named by engine.measured holds, where this was read from a file that names one."""
+        return self._measurement
+
+    def hearing(self, measured: Measured) -> Self:
+        """Return this with what was measured in the place of the engine's own fields."""
+        figures = measured.model_dump(include={"cold_start_seconds", "saturation"}, exclude_none=True)
+        copy = self.model_copy(update={"engine": self.engine.model_copy(update=figures)})
+        copy._measurement = measured  # noqa: SLF001  our own
+        return copy
 
     @property
     def sleeps(self) -> bool:
         """Whether the engine may be at zero."""
         return self.engine.replicas.min == 0
-
-
-class Measured(BaseModel):
-    """What a load test wrote of an engine; other fields of its file are left alone."""
-
-    cold_start_seconds: float | None = Field(default=None, gt=0)
-    saturation: int | None = Field(default=None, ge=1)
 
 
 def read_environment(path: Path) -> Environment:
@@ -440,9 +452,10 @@ def _measured(environment: Environment, folder: Path) -> Environment:
     except OSError as error:
         raise BadEnvironment([f"engine.measured: {path} cannot be read ({error.strerror})"]) from None
     except ValidationError:
-        raise BadEnvironment([f"engine.measured: {path} is no JSON with cold_start_seconds and saturation"]) from None
-    engine = environment.engine.model_copy(update=found.model_dump(exclude_none=True))
-    return environment.model_copy(update={"engine": engine})
+        raise BadEnvironment(
+            [f"engine.measured: {path} is no JSON with cold_start_seconds and saturation; `ekiben deploy measure` writes one"]
+        ) from None
+    return environment.hearing(found)
 
 
 def _told(error: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from deploy.box import Box
 from deploy.environment import Environment
+from deploy.measured import outdated
 from deploy.quantity import amount, gib
 
 Target = Literal["knative", "keda", "kserve", "plain", "compose", "bentocloud"]
@@ -17,7 +18,7 @@ _BESIDE: frozenset[Target] = frozenset({"plain", "keda"})
 _GPU_SHARE = 0.8
 """Of a GPU's memory, for weights; the rest is the KV cache's at least."""
 _NOT_IN_CLOUD = ("image", "namespace", "host", "pull_secrets", "weights", "state", "ingress", "monitoring", "network", "compose")
-_KNATIVE_TIMEOUT = 600
+_KNATIVE_TIMEOUT, _KNATIVE_START_TIMEOUT = 600, 300
 _LONGEST_NAME = 36
 """With `-canary-weights-` and a digest's beginning behind it, a name has 63 characters at most."""
 
@@ -35,6 +36,8 @@ def check(box: Box, environment: Environment, target: Target) -> list[str]:
     problems = [*_name(box, environment), *_device(box, environment), *_memory(box, environment), *_secrets(box, environment)]
     if target in _CLUSTER:
         problems += [*_weights(box, environment), *_scaling(environment, target), *_sharing(box, environment, target)]
+    elif target == "compose":
+        problems += _mounted(environment)
     problems += _cloud(environment) if target == "bentocloud" else []
     problems += _canary(environment, target)
     if problems:
@@ -109,6 +112,16 @@ def _weights(box: Box, environment: Environment) -> list[str]:
     if told.size and amount(told.size) < box.weights_bytes:
         return [f"weights.size: {told.size}, and the weights are {gib(box.weights_bytes)}: a larger volume is wanted"]
     return []
+
+
+def _mounted(environment: Environment) -> list[str]:
+    source = environment.weights.source
+    if source in {"image", "pvc"}:
+        return []
+    return [
+        f"weights.source: compose has no {source}: bring the weights to a volume and name it (source: pvc, claim: VOLUME), "
+        "or keep them in the image"
+    ]
 
 
 def _scaling(environment: Environment, target: Target) -> list[str]:
@@ -223,13 +236,29 @@ def _advice(box: Box, environment: Environment, target: Target) -> list[str]:
     longest = environment.wake_seconds + environment.longest_stream_seconds
     if target in {"knative", "kserve"} and longest > _KNATIVE_TIMEOUT:
         advice.append(f"Knative's max-revision-timeout-seconds must be {longest} or more (config-defaults; 600 unless raised)")
+    if target == "kserve" and longest > _KNATIVE_START_TIMEOUT:
+        advice.append(
+            f"Knative's revision-response-start-timeout-seconds must be {longest} or more (config-defaults; 300 unless "
+            "raised): an InferenceService has no field for it"
+        )
     if target in {"knative", "kserve"}:
         advice.append(
             "Knative must allow what the engine's pods ask for (config-features: " + ", ".join(_features(environment)) + ")"
         )
+    advice += _outdated(box, environment)
     if environment.secrets.audit_key is None and "audit" in box.keeps_state:
         advice.append("secrets.audit_key: without it who can write the state folder can forge the audit trail")
     return advice
+
+
+def _outdated(box: Box, environment: Environment) -> list[str]:
+    if (measurement := environment.measurement) is None:
+        return []
+    engine = environment.engine
+    told = outdated(measurement, box.engine, device="cuda" if engine.gpu else "cpu", cpu=float(amount(engine.resources.cpu)))
+    if not told:
+        return []
+    return [f"engine.measured: {engine.measured} is of another engine ({'; '.join(told)}): run `ekiben deploy measure` again"]
 
 
 def _features(environment: Environment) -> list[str]:

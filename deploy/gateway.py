@@ -46,7 +46,7 @@ def environment(release: Release, engine_url: str) -> list[dict[str, Any]]:
         "EKIBEN_DEVICE": "cpu",
     }
     if told.sleeps:
-        plain |= {"EKIBEN_ENGINE_SLEEPS": "true", "EKIBEN_ENGINE_WAKE_SECONDS": str(told.wake_seconds)}
+        plain |= {"EKIBEN_ENGINE_SLEEPS": "true", "EKIBEN_ENGINE_WAKE_SECONDS": str(told.answer_seconds)}
     secrets = {**told.secrets.settings(), **told.secrets.variables}
     if told.secrets.engine_key:
         secrets["EKIBEN_ENGINE_KEY"] = told.secrets.engine_key

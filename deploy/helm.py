@@ -53,7 +53,7 @@ def chart(box: Box, environment: Environment, target: Target) -> Rendering:
     for path in paths:
         opened = _replaced(opened, path.split("."), path)
     opened = opened.model_copy(update={"name": "@@Release.Name@@", "namespace": "@@Release.Namespace@@"})
-    release = Release(box, opened)
+    release = Release(box, opened, revision="@@Release.Revision@@")
     values: dict[str, Any] = {}
     for path in paths:
         *outer, last = path.split(".")

@@ -22,7 +22,7 @@ def keda(release: Release) -> dict[str, list[Manifest]]:
     sleeps, keda_pods = told.sleeps, network.namespaces([told.network.keda])
     # The name by which callers in the cluster ask is the interceptor's: it holds what comes while the engine starts.
     proxy = f"{release.named('engine')}-proxy"
-    url = f"http://{proxy}:{_INTERCEPTOR_PORT}" if sleeps else f"http://{release.named('engine')}:{ENGINE_PORT}"
+    url = f"http://{_host(release, proxy)}:{_INTERCEPTOR_PORT}" if sleeps else f"http://{release.named('engine')}:{ENGINE_PORT}"
     scaling = [_scaled(release)]
     if sleeps:
         scaling += [_route(release, proxy), _alias(release, proxy)]
@@ -69,12 +69,17 @@ def _route(release: Release, proxy: str) -> Manifest:
     told = release.environment
     spec = {
         "target": {"service": release.named("engine"), "port": ENGINE_PORT},
-        "rules": [{"hosts": [proxy]}],
+        "rules": [{"hosts": [_host(release, proxy)]}],
         "scalingMetric": {"concurrency": {"targetValue": release.concurrency}},
         # Waiting for the start has a deadline of its own; the answer's length has none.
         "timeouts": {"readiness": f"{told.wake_seconds}s", "request": "0s", "responseHeader": f"{told.longest_stream_seconds}s"},
     }
     return release.made("InterceptorRoute", "engine", spec, api="http.keda.sh/v1beta1")
+
+
+def _host(release: Release, proxy: str) -> str:
+    """Return the host by which the interceptor knows the engine: it is one for all namespaces."""
+    return f"{proxy}.{release.environment.namespace}"
 
 
 def _alias(release: Release, proxy: str) -> Manifest:

@@ -30,18 +30,13 @@ def knative(release: Release) -> dict[str, list[Manifest]]:
     }
 
 
-def revision(release: Release) -> str:
-    """Return the name of this version's revision."""
-    return f"{release.named('engine')}-{release.box.version[:10]}"
-
-
 def timeouts(release: Release) -> dict[str, int]:
-    """Return a revision's deadlines: the first byte may take the start and more, the whole answer the longest stream beside it.
+    """Return a revision's deadlines: the start and the longest stream, for an answer that is not streamed begins at its end.
 
     A cluster allows up to its max-revision-timeout-seconds (600 unless raised).
     """
-    told = release.environment
-    return {"responseStartTimeoutSeconds": told.wake_seconds, "timeoutSeconds": told.wake_seconds + told.longest_stream_seconds}
+    whole = release.environment.wake_seconds + release.environment.longest_stream_seconds
+    return {"responseStartTimeoutSeconds": whole, "timeoutSeconds": whole}
 
 
 def _ingress(release: Release) -> network.Peer:
@@ -77,14 +72,15 @@ def _service(release: Release) -> Manifest:
         "containers": [contained],
         "volumes": engine_volumes(release)[0],
     })  # fmt: skip
-    template = {"metadata": {"name": revision(release), "labels": release.labels("engine"), "annotations": scaling}, "spec": spec}
+    metadata: dict[str, Any] = {"labels": release.labels("engine"), "annotations": scaling}
     traffic: list[dict[str, Any]] = [{"latestRevision": True, "percent": 100}]
     if told.canary:
+        # Only what is named in the traffic has a name of ours: Knative refuses a change under the name that there was.
+        metadata["name"] = f"{release.named('engine')}-{release.box.version[:10]}-{release.ending(scaling, spec)}"
         traffic = [
             {"revisionName": told.canary.stable, "percent": 100 - told.canary.percent},
-            {"revisionName": revision(release), "percent": told.canary.percent, "tag": "canary"},
+            {"revisionName": metadata["name"], "percent": told.canary.percent, "tag": "canary"},
         ]
     labels = {"networking.knative.dev/visibility": "cluster-local"}
-    return release.made(
-        "Service", "engine", {"template": template, "traffic": traffic}, api="serving.knative.dev/v1", labels=labels
-    )
+    service = {"template": {"metadata": metadata, "spec": spec}, "traffic": traffic}
+    return release.made("Service", "engine", service, api="serving.knative.dev/v1", labels=labels)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import urlsplit
 
 from deploy.release import ENGINE_PORT, GATEWAY_PORT, Component, Manifest, Release
 
-_POSTGRESQL, _REDIS, _HTTPS, _API = 5432, 6379, 443, (443, 6443)
+_POSTGRESQL, _REDIS, _HTTP, _HTTPS, _API = 5432, 6379, 80, 443, (443, 6443)
 _NAMESPACE = "kubernetes.io/metadata.name"
 _DNS = {"ports": [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]}
 
@@ -54,13 +55,19 @@ def activator(release: Release) -> Manifest:
     come = [_rule("from", [pods(release, "gateway")], [ENGINE_PORT])]
     if told.monitoring.enabled:
         come.append(_rule("from", namespaces([told.monitoring.namespace]), [ENGINE_PORT]))
-    go = [_DNS, _rule("to", [pods(release, "engine")], [ENGINE_PORT]), _rule("to", [], _API)]
+    servers = sorted({*_API, *told.network.egress_ports})
+    go = [_DNS, _rule("to", [pods(release, "engine")], [ENGINE_PORT]), _rule("to", [], servers)]
     return _policy(release, "activator", come, go)
 
 
 def download(release: Release) -> Manifest:
-    """Return the policy of the job that brings weights: out by HTTP, and nobody in."""
-    return _policy(release, "weights", [], [_DNS, _rule("to", [], [80, *_API])])
+    """Return the policy of the job that brings weights: out to the port of its URL, and nobody in."""
+    told = release.environment
+    ports = set(told.network.egress_ports)
+    if told.weights.download:
+        url = urlsplit(told.weights.download.url)
+        ports.add(url.port or (_HTTPS if url.scheme == "https" else _HTTP))
+    return _policy(release, "weights", [], [_DNS, _rule("to", [], sorted(ports))])
 
 
 def _servers(release: Release) -> list[int]:

@@ -104,7 +104,7 @@ def _made(name: str | None, access: str, storage_class: str | None, section: str
 
 def _answer_seconds(release: Release) -> int:
     told = release.environment
-    return told.longest_stream_seconds + (told.wake_seconds if told.sleeps else 0)
+    return told.answer_seconds if told.sleeps else told.longest_stream_seconds
 
 
 def _compose(release: Release) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +20,14 @@ USER = container.UID
 BENTO, MODELS, STATE = container.BENTO, container.MODELS, container.STATE
 """The image's own places."""
 CACHE = f"{STATE}/cache"
+CACHES = {
+    "FLASHINFER_WORKSPACE_BASE": CACHE,
+    "TORCHINDUCTOR_CACHE_DIR": f"{CACHE}/inductor",
+    "TRITON_CACHE_DIR": f"{CACHE}/triton",
+    "VLLM_CACHE_ROOT": f"{CACHE}/vllm",
+}
+"""Where the engine keeps what it compiles: on a volume, from which it may load libraries."""
+CANARY = "-canary"
 SHARED_MEMORY = "/dev/shm"  # noqa: S108  a mount, no file
 _PROBE_SECONDS = 5
 
@@ -29,6 +39,8 @@ class Release:
     box: Box
     environment: Environment
     canary: bool = False
+    revision: str | None = None
+    """Of a Helm release: its values change after the rendering, and names that follow from a spec cannot."""
 
     @property
     def stable_name(self) -> str:
@@ -38,7 +50,7 @@ class Release:
     @property
     def name(self) -> str:
         """Of this release."""
-        return f"{self.stable_name}-canary" if self.canary else self.stable_name
+        return f"{self.stable_name}{CANARY}" if self.canary else self.stable_name
 
     @property
     def concurrency(self) -> int:
@@ -49,6 +61,10 @@ class Release:
     def named(self, component: Component) -> str:
         """Return the name of a component's objects."""
         return f"{self.name}-{component}"
+
+    def ending(self, *content: Any) -> str:
+        """Return the end of the name of what can never be changed: another one for other content."""
+        return self.revision or hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
     def selector(self, component: Component) -> dict[str, str]:
         """Return the labels by which a component's pods are found; they never change."""

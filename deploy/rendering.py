@@ -25,7 +25,7 @@ from deploy.knative import knative
 from deploy.kserve import kserve
 from deploy.notes import example, notes
 from deploy.plain import plain
-from deploy.release import Manifest, Release
+from deploy.release import CANARY, Manifest, Release
 
 MARK = "# Rendered by `ekiben deploy"
 """How files of ours begin; in JSON and templates it stands in a comment."""
@@ -88,22 +88,71 @@ def _ours(place: Path, wanted: bytes) -> bool:
     return there == wanted or MARK.encode() in there[:_HEAD_BYTES]
 
 
-def write(files: Mapping[str, str], folder: Path, *, force: bool = False) -> None:
-    """Write files into a folder, and take away what an earlier rendering left there; all are made before the first is moved."""
+def write(files: Mapping[str, str], folder: Path, *, force: bool = False) -> list[str]:
+    """Write files into a folder, and take away what an earlier rendering left there; all are made before the first is moved.
+
+    Returns the commands that take from the cluster what the earlier rendering had and this one has not: `kubectl apply` leaves
+    it there. Of a chart there are none, for Helm does that itself.
+
+    Raises NotOurs, before anything is written, where that would be over files of others, unless it is forced.
+    """
     if not force and (theirs := foreign(files, folder)):
         raise NotOurs(errno.EEXIST, f"it holds {', '.join(theirs)}, which `ekiben deploy` did not make: move that away")
     folder.mkdir(parents=True, exist_ok=True)
+    earlier = {
+        place: text
+        for place in [*folder.glob("*.yaml"), *folder.glob("*.yml"), *folder.glob("templates/*.yaml")]
+        if (text := place.read_text(encoding="utf-8", errors="replace")).startswith(MARK)
+    }
+    gone = _gone([text for place, text in earlier.items() if place.parent == folder], files)
     with tempfile.TemporaryDirectory(prefix=".render-", dir=folder) as made:
         for name, text in files.items():
             place = Path(made, name)
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_text(text, encoding="utf-8")
-        for old in [*folder.glob("*.yaml"), *folder.glob("*.yml"), *folder.glob("templates/*.yaml")]:
-            if old.relative_to(folder).as_posix() not in files and old.read_bytes().startswith(MARK.encode()):
+        for old in earlier:
+            if old.relative_to(folder).as_posix() not in files:
                 old.unlink()
         for name in files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.move(Path(made, name), folder / name)
+    return gone
+
+
+def _gone(earlier: list[str], files: Mapping[str, str]) -> list[str]:
+    """Return the commands that take away objects of earlier files; what holds data is the last, and said to do so."""
+    before = _objects(earlier)
+    now = _objects([text for name, text in files.items() if "/" not in name and name.endswith(".yaml")])
+    instances = {_instance(one) for one in now.values()}
+    gone = sorted(
+        (key[0] == "persistentvolumeclaim", *key)
+        for key, one in before.items()
+        # A canary is rendered while the stable release serves, and leaves it there.
+        if key not in now and f"{_instance(one)}{CANARY}" not in instances
+    )
+    return [
+        f"kubectl delete {resource}/{name} -n {namespace}" + ("  # with all that it holds" if holds else "")
+        for holds, resource, name, namespace in gone
+    ]
+
+
+def _objects(texts: list[str]) -> dict[tuple[str, str, str], Manifest]:
+    """Return the objects of rendered files by resource, as kubectl names it, name and namespace."""
+    made: dict[tuple[str, str, str], Manifest] = {}
+    for text in texts:
+        try:
+            read = [one for one in yaml.safe_load_all(text) if isinstance(one, dict) and "kind" in one]
+        except yaml.YAMLError:  # changed by hand since
+            continue
+        for one in read:
+            group = one["apiVersion"].rpartition("/")[0]
+            resource = f"{one['kind']}{'.' * bool(group)}{group}".lower()
+            made[resource, one["metadata"]["name"], one["metadata"]["namespace"]] = one
+    return made
+
+
+def _instance(one: Manifest) -> str:
+    return one["metadata"]["labels"]["app.kubernetes.io/instance"]
 
 
 class _Dumper(yaml.SafeDumper):

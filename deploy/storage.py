@@ -9,6 +9,7 @@ from deploy.release import MODELS, SHARED_MEMORY, STATE, Manifest, Release, cont
 Volumes = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 """Volumes of a pod, and where its container has them."""
 _JOB_TRIES = 3
+_JOB_KEPT_SECONDS = 86400
 
 
 def weights_claim(release: Release) -> str:
@@ -77,7 +78,7 @@ def claims(release: Release) -> list[Manifest]:
 
 
 def download(release: Release) -> list[Manifest]:
-    """Return the job that fills the weights' claim; named by version, so that another version has a job of its own."""
+    """Return the job that fills the weights' claim; named by its spec, since a job can never be changed. It goes after a day."""
     told = release.environment.weights
     if told.source != "download" or told.download is None:
         return []
@@ -103,8 +104,12 @@ def download(release: Release) -> list[Manifest]:
     }
     if secrets := release.environment.pull_secrets:
         pod["imagePullSecrets"] = [{"name": name} for name in secrets]
-    spec = {"backoffLimit": _JOB_TRIES, "template": {"metadata": {"labels": release.labels("weights")}, "spec": pod}}
-    name = f"{release.named('weights')}-{told.download.sha256[:10]}"
+    spec = {
+        "backoffLimit": _JOB_TRIES,
+        "ttlSecondsAfterFinished": _JOB_KEPT_SECONDS,
+        "template": {"metadata": {"labels": release.labels("weights")}, "spec": pod},
+    }
+    name = f"{release.named('weights')}-{release.ending(spec)}"
     return [release.made("Job", "weights", spec, api="batch/v1", name=name)]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from services.renewal import close_listeners, empty, renew, trim
+from services.renewal import close_listeners, empty, forget_zeros, renew, trim
 
 
 def keep_seeds(runner_class: Any) -> None:
@@ -41,6 +41,16 @@ def keep_seeds(runner_class: Any) -> None:
     runner_class._sample, runner_class._bookkeeping_sync = sample, bookkeeping  # noqa: SLF001
 
 
+def adapter_slots(model: Any) -> list[Any]:
+    """Return the tensors that hold adapters in a model's layers: most of their slots are zeros that nobody has read yet."""
+    found: list[Any] = []
+    for layer in model.modules():
+        for name in ("lora_a_stacked", "lora_b_stacked"):
+            held = getattr(layer, name, ())
+            found += held if isinstance(held, tuple | list) else [held]
+    return [tensor for tensor in found if tensor is not None]
+
+
 class CpuWorker:
     """The class that the argument names; vLLM mixes it into its worker."""
 
@@ -50,6 +60,7 @@ class CpuWorker:
         """Let go of what a snapshot must not hold; called in the worker's process."""
         close_listeners()
         empty(self.model_runner.kv_caches)
+        forget_zeros(adapter_slots(self.model_runner.model))
         trim()
 
     def after_restore(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from pydantic import JsonValue
+
 from deploy.box import Box
 from services.advice import VARIABLE
 from services.bundle import Bundle
@@ -32,6 +34,7 @@ def box_of(bundle: Bundle, lock: Lock, version: str) -> Box:
         weights_bytes=sum(_bytes(stored_path(tag)) for tag in lock.tags()),
         cache_bytes=engine.kv_cache_memory_bytes,
         saturation=engine.max_num_seqs,
+        engine=engine_facts(bundle, lock),
         routes=tuple(bundle.routes),
         variables=_variables(bundle),
         ports=tuple(sorted({_port(url) for url in servers})),
@@ -39,6 +42,12 @@ def box_of(bundle: Bundle, lock: Lock, version: str) -> Box:
         keeps_state=tuple(_kept(bundle)),
         sealed_texts=bundle.audit.texts == "encrypted",
     )
+
+
+def engine_facts(bundle: Bundle, lock: Lock) -> dict[str, JsonValue]:
+    """Return what the speed of a bundle's engine follows from, beside the machine: models, adapters, arguments that are set."""
+    models: dict[str, JsonValue] = {"model": lock.model, "draft": lock.draft, "adapters": len(lock.adapters)}
+    return models | bundle.engine.model_dump(mode="json", exclude_none=True)
 
 
 def _cpus(recipes: list[RecipeName]) -> dict[str, tuple[str, ...]]:

@@ -57,10 +57,17 @@ async def engine_process(
     arguments: list[str], environment: dict[str, str], *, port: int, start_seconds: float = 600
 ) -> AsyncGenerator[RunningEngine]:
     """Run vLLM with these arguments (which name `port`) until the block is left; raises EngineFailed."""
+    async with server_process(command(arguments, environment), port=port, start_seconds=start_seconds) as running:
+        yield running
+
+
+@asynccontextmanager
+async def server_process(program: list[str], *, port: int, start_seconds: float = 600) -> AsyncGenerator[RunningEngine]:
+    """Run what becomes an engine on `port`, and leads its process group, until the block is left; raises EngineFailed."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         began = time.monotonic()
         child = subprocess.Popen(  # noqa: ASYNC220, S603  it returns at once; no shell
-            command(arguments, environment), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+            program, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
         )
         try:
             url = f"http://127.0.0.1:{port}"

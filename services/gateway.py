@@ -68,6 +68,7 @@ try:
 except SettingsError as error:
     raise SystemExit(f"the box cannot start: {error}") from None
 lock = read_lock(settings.lock)
+_DRAIN_SECONDS = 25  # BentoML kills the engine 30 s after its SIGTERM
 _FOREVER: Any = {"max_requests": 10**9, "max_age": 1e9}  # BentoML's rotation of sessions kills requests under way
 
 
@@ -88,7 +89,7 @@ class Engine:
 
     def __command__(self) -> list[str]:
         """Return vLLM's command line, and watch the child from now on."""
-        launch = engine_launch(settings, lock)
+        launch = engine_launch(settings, lock, drain_seconds=_DRAIN_SECONDS)
         if settings.engine_token:
             os.environ["VLLM_API_KEY"] = settings.engine_token  # the child's too; everybody may read a command line
         threading.Thread(target=_end_with_child, name="engine-watch", daemon=True).start()
@@ -361,8 +362,8 @@ class Gateway:
     slots: Slots | None = None
 
     async def __is_alive__(self) -> bool:
-        """Liveness: fails when an engine that was up stays away."""
-        return self.watch is None or await self.watch.alive()
+        """Liveness: fails when the engine beside it was up and stays away; a new start would heal no engine elsewhere."""
+        return self.watch is None or settings.engine_url is not None or await self.watch.alive()
 
     async def __is_ready__(self) -> bool:
         """Readiness: the engine answers, and holds its adapters; one that sleeps is not asked."""

@@ -28,11 +28,16 @@ class Launch:
 
 
 def engine_launch(
-    settings: Settings, lock: Lock, *, host: str = "127.0.0.1", fit: Callable[[Layout, Machine], Layout] | None = None
+    settings: Settings,
+    lock: Lock,
+    *,
+    host: str = "127.0.0.1",
+    fit: Callable[[Layout, Machine], Layout] | None = None,
+    drain_seconds: int = 0,
 ) -> Launch:
     """Return how the engine of the settings' bundle is started on this machine, with the adapters that were packed.
 
-    `fit` may change a CPU engine's layout.
+    `fit` may change a CPU engine's layout. `drain_seconds` is what answers under way get at a SIGTERM.
 
     Raises:
         BundleError: the bundle cannot be used.
@@ -53,4 +58,6 @@ def engine_launch(
         port=settings.engine_port, free_bytes=free_memory_bytes(), layout=layout,
         draft=stored_path(lock.draft) if lock.draft else None,
     )  # fmt: skip
+    if drain_seconds:
+        arguments += ["--shutdown-timeout", str(drain_seconds)]
     return Launch(arguments, vllm_environment(device, machine.cores, layout))

@@ -25,6 +25,7 @@ _ARCH_PRCTL = 158  # x86-64's number of the system call
 _ARCH_REQ_XCOMP_PERM = 0x1023
 _XTILEDATA = 18
 _MADV_DONTNEED = 4
+_PAGE = os.sysconf("SC_PAGESIZE")
 
 
 def renew() -> None:
@@ -69,13 +70,32 @@ def trim() -> None:
 
 def empty(tensors: Iterable[Any]) -> None:
     """Let the kernel have the memory of tensors whose content nobody needs any more: it reads as zeros, and is not dumped."""
-    page, libc = os.sysconf("SC_PAGESIZE"), ctypes.CDLL(None, use_errno=True)
     for tensor in tensors:
-        memory = tensor.untyped_storage()
-        begin = -(-memory.data_ptr() // page) * page
-        length = (memory.data_ptr() + memory.nbytes()) // page * page - begin
-        if length > 0:
-            libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), _MADV_DONTNEED)
+        _let_go(*_pages(tensor))
+
+
+def forget_zeros(tensors: Iterable[Any]) -> None:
+    """Let the kernel have those pages of tensors that hold nothing but zeros: they read as before, and are not dumped."""
+    import numpy as np
+
+    for begin, length in {_pages(tensor) for tensor in tensors}:
+        memory = (ctypes.c_uint64 * (length // 8)).from_address(begin)
+        zeros = np.flatnonzero(~np.ctypeslib.as_array(memory).reshape(-1, _PAGE // 8).any(axis=1))
+        for run in np.split(zeros, np.flatnonzero(np.diff(zeros) != 1) + 1):
+            if len(run):
+                _let_go(begin + int(run[0]) * _PAGE, len(run) * _PAGE)
+
+
+def _pages(tensor: Any) -> tuple[int, int]:
+    """Return the address and the bytes of the pages that a tensor's memory has for itself; none are zero bytes."""
+    memory = tensor.untyped_storage()
+    begin = -(-memory.data_ptr() // _PAGE) * _PAGE
+    return begin, max((memory.data_ptr() + memory.nbytes()) // _PAGE * _PAGE - begin, 0)
+
+
+def _let_go(begin: int, length: int) -> None:
+    if length:
+        ctypes.CDLL(None, use_errno=True).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), _MADV_DONTNEED)
 
 
 def has_amx(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

@@ -29,6 +29,9 @@ class Settings(BaseSettings):
     engine_host: str = Field(
         default="127.0.0.1", min_length=1, description="where `ekiben engine serve` listens; others than loopback need engine_key"
     )
+    engine_drain_seconds: int = Field(
+        default=0, ge=0, description="what `ekiben engine serve` gives answers under way at a SIGTERM; 0: they are cut"
+    )
     criu: Path | None = Field(
         default=None, description="the criu that makes and restores snapshots (default: that on the PATH, or /opt/criu/criu)"
     )
@@ -75,7 +78,7 @@ class Settings(BaseSettings):
     )
     alert_webhook: SecretStr | None = Field(default=None, description="URL to which alerts of budgets are posted, as JSON")
     engine_grace_seconds: float = Field(
-        default=30.0, ge=0, description="how long an engine that was up may be away before /livez fails"
+        default=30.0, ge=0, description="how long the engine beside the gateway may be away before /livez fails"
     )
 
     @field_validator("engine_key")

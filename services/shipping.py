@@ -230,9 +230,11 @@ class Shipping:
         for line in made.advice:
             progress.note(f"note: {line}")
         try:
-            write(made.files, Path(self._options.output))
+            gone = write(made.files, Path(self._options.output))
         except OSError as error:
             raise ReleaseError(f"{self._options.output} cannot be written: {error.strerror}") from error
+        for line in gone:
+            progress.note(f"note: no longer rendered: {line}")
         digest = hashlib.sha256("\0".join(f"{name}\0{text}" for name, text in sorted(made.files.items())).encode())
         return {"files": self._options.output, "rendered": f"sha256:{digest.hexdigest()}", "serves": image}
 

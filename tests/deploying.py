@@ -5,7 +5,7 @@ import copy
 import yaml
 
 from deploy.box import Box
-from deploy.environment import Environment
+from deploy.environment import Environment, Weights
 from deploy.rendering import render
 
 CLUSTERS = ("knative", "keda", "kserve", "plain")
@@ -78,6 +78,12 @@ def merged(base, more):
                 merged(made.get(key, {}), value) if isinstance(value, dict) and isinstance(made.get(key, {}), dict) else value
             )
     return made
+
+
+def fitted(target, told):
+    """The same, with weights that compose can mount."""
+    pvc = {"weights": Weights(source="pvc", claim="models")} if target == "compose" else {}
+    return told.model_copy(update=pvc)
 
 
 def objects(target, told=None, facts=None):

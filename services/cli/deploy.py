@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
+from rich.table import Table
 
-from services.cli.console import BundleOption, JsonOption, err, fail, load, out, reported
+from services.bundle import BundleError
+from services.cli.console import Bar, BundleOption, JsonOption, err, fail, load, out, reported
 from services.settings import ROOT, load_settings
 from services.settings import environment as variable
 
 if TYPE_CHECKING:
     from deploy.box import Box
+    from deploy.measured import Measured
     from deploy.rendering import Rendering
 
 app = typer.Typer(help="Manifests for clusters, compose and BentoCloud; units for systemd.", no_args_is_help=True)
@@ -133,6 +137,67 @@ def systemd(
 
 
 @app.command()
+def measure(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write, for engine.measured of the environment file.")
+    ] = None,
+    slo: Annotated[
+        float, typer.Option("--slo-ttft-ms", min=1, help="The objective: time to the first token at p95, in milliseconds.")
+    ] = 1000,
+    prompt_words: Annotated[
+        int, typer.Option(min=4, help="Words of a prompt: as many as your callers' and their passages.")
+    ] = 64,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of an answer.")] = 64,
+    bundle: BundleOption = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the engine's cold start and what saturates it, here: on a machine like the cluster's nodes, with nothing beside it.
+
+    The packed bundle's engine is started alone, as `ekiben engine serve` starts it, and timed until its first token. Then 1, 2,
+    4, 8, ... streams at once, up to max_num_seqs, are sent to base model and adapters in turn, no prompt twice.
+
+    The saturation is the largest of these numbers at which the time to the first token at p95 is within the objective, and
+    throughput at least 5% above the best of all smaller numbers. Where none is within the objective nothing is written.
+
+    It takes one to three minutes with a small model on two processors. Weights that the system keeps in memory are read sooner
+    than from a node's disk; engine.provision_seconds is for that.
+    """
+    from deploy.measured import NeverWithin
+    from services.capacity import Load, capacity
+    from services.engine import UnusableEngine
+    from services.lock import read_lock
+    from services.tuning import DISTURBED
+
+    load(bundle, folders=False)
+    if output and not output.parent.is_dir():
+        fail(f"{output} cannot be written: there is no folder {output.parent}")
+    settings = load_settings()
+    settings = settings.model_copy(update={"bundle": bundle or settings.bundle})
+    try:
+        with reported(), Bar() as bar:
+            found = asyncio.run(capacity(settings, read_lock(settings.lock), Load(prompt_words, tokens, slo), bar))
+    except (BundleError, UnusableEngine, NeverWithin) as error:
+        fail(str(error))
+    text = found.model_dump_json(indent=2, exclude_none=True) + "\n"
+    if output:
+        try:
+            output.write_text(text, encoding="utf-8")
+        except OSError as error:
+            fail(f"{output} cannot be written: {error.strerror}")
+    if as_json:
+        sys.stdout.write(text)
+    else:
+        _show(found)
+        if output:
+            out.print(f"wrote {output}", markup=False)
+    if found.place and found.place.others > DISTURBED:
+        err.print(
+            f"warning: other programs took {found.place.others:.0%} of the processors meanwhile; measure again without them"
+        )
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of the environment file, for editors."""
     from deploy.environment import json_schema
@@ -171,6 +236,25 @@ def _unit_notes(name: str, units: list[str]) -> list[str]:
     ]
 
 
+def _show(found: Measured) -> None:
+    from deploy.box import concurrency
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for head in ("streams", "tokens/s", "TTFT p50 ms", "TTFT p95 ms"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for step in found.steps:
+        mark = " *" if step.streams == found.saturation else "  "
+        table.add_row(
+            f"{step.streams}{mark}", f"{step.tokens_per_second:.0f}", f"{step.ttft_p50_ms:.0f}", f"{step.ttft_p95_ms:.0f}"
+        )
+    out.print(table)
+    out.print(f"cold start: {found.cold_start_seconds:.1f} s until the first token ({found.healthy_seconds:.1f} s until healthy)")
+    out.print(
+        f"* saturation: {found.saturation} streams, the first token within {found.slo_ttft_ms:g} ms at p95; "
+        f"another engine is started beyond {concurrency(found.saturation or 1)} requests"
+    )
+
+
 def _refuse(lines: list[str]) -> NoReturn:
     for line in lines:
         err.print(line, markup=False, style="red")
@@ -183,20 +267,21 @@ def _told(made: Rendering, output: Path | None, *, target: str, as_json: bool, f
     files = made.files
     for line in made.advice:
         err.print(f"note: {line}", markup=False, style="yellow")
+    gone: list[str] = []
     if output:
         try:
-            write(files, output, force=force)
-        except NotOurs as error:
-            fail(f"{output} cannot be written: {error.strerror}, or say --force")
+            gone = write(files, output, force=force)
         except OSError as error:
-            fail(f"{output} cannot be written: {error.strerror}")
+            hint = ", or say --force" if isinstance(error, NotOurs) else ""
+            fail(f"{output} cannot be written: {error.strerror}{hint}")
     if as_json:
-        told = {"target": target, "files": files, "advice": made.advice, "notes": made.notes}
+        told = {"target": target, "files": files, "advice": made.advice, "notes": made.notes, "gone": gone}
         sys.stdout.write(json.dumps(told, indent=2, ensure_ascii=False) + "\n")
     elif output:
         out.print(f"wrote {len(files)} file{'' if len(files) == 1 else 's'} to {output}", markup=False)
     else:
         sys.stdout.write("---\n".join(f"# {name}\n{text}" for name, text in files.items()))
-    if not as_json:
-        for line in made.notes:
-            err.print(f"- {line}", markup=False)
+    if gone:
+        err.print("note: the earlier files had more; on the cluster it stays until it is taken away:", style="yellow")
+    for line in [*gone, *([] if as_json else [f"- {one}" for one in made.notes])]:
+        err.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,13 +1,17 @@
 """The image: its size, its layers, what is in it and what is not."""
 
 import json
+import os  # noqa: TID251  a build in a process of its own
 import re
 import shutil
+import subprocess
+import sys
 
+import httpx
 import pytest
 
 from deploy.container import LEFT_OUT
-from tests.containers.tools import IMAGE, ROOT, podman, run
+from tests.containers.tools import IMAGE, ROOT, Container, podman, run
 
 CODE_BYTES, IMAGE_BYTES = 5_000_000, 2_600_000_000
 
@@ -52,17 +56,33 @@ def test_nothing_is_in_it_that_a_box_does_not_need(image):
     assert tools == ""
 
 
+def another(folder, home, name, change):
+    """A BentoML folder with the Bento, in which `change` was made of one of its files."""
+    [version] = [path for path in (home / "bentos" / "ekiben").iterdir() if path.is_dir()]
+    folder.mkdir()
+    (folder / "models").symlink_to((home / "models").resolve())
+    shutil.copytree(home / "bentos", folder / "bentos")
+    file = folder / "bentos" / "ekiben" / version.name / "src" / name
+    file.chmod(0o644)
+    file.write_text(change(file.read_text()))
+    return folder, f"ekiben:{version.name}"
+
+
+@pytest.fixture(scope="session")
+def small(home, tmp_path_factory):
+    """The Bento with an environment of a few packages: an image that is built in seconds, and does not serve."""
+
+    def few(lock):
+        packages = re.split(r"\n(?=\S)", lock)
+        return "\n".join(one for one in packages if re.match("(certifi|idna|numpy|uv)==", one)) + "\n"
+
+    return another(tmp_path_factory.mktemp("small") / "home", home, "requirements/cpu.txt", few)
+
+
 def test_a_change_of_code_is_one_small_layer(image, containerize, home, tmp_path):
     """Everything before the code is found again: the environment, each model, each adapter."""
-    version = inspect(image)["Config"]["Labels"]["org.opencontainers.image.version"]
-    changed = tmp_path / "home"
-    changed.mkdir()
-    (changed / "models").symlink_to((home / "models").resolve())
-    shutil.copytree(home / "bentos", changed / "bentos")
-    code = changed / "bentos" / "ekiben" / version / "src" / "services" / "api.py"
-    code.chmod(0o644)
-    code.write_text(code.read_text() + "\n# changed\n")
-    containerize(f"ekiben:{version}", name=f"{IMAGE}-changed", home=changed)
+    changed, tag = another(tmp_path / "home", home, "services/api.py", lambda code: code + "\n# changed\n")
+    containerize(tag, name=f"{IMAGE}-changed", home=changed)
     before, after = inspect(image)["RootFS"]["Layers"], inspect(f"{IMAGE}-changed")["RootFS"]["Layers"]
 
     assert before[:-1] == after[:-1]
@@ -87,23 +107,61 @@ def test_the_same_bento_is_the_same_image(image, containerize):
     assert inspect(f"{IMAGE}-again")["Id"] == inspect(image)["Id"]
 
 
-def test_weights_apart_are_an_image_to_mount(image, containerize):
-    """Built anew, the layers of the weights are the same."""
-    built = containerize("--weights", "apart", name="localhost/ekiben-test-apart:1")
-    before = inspect(built["weights"])["RootFS"]["Layers"]
-    podman("rmi", built["weights"])
-    again = containerize("--weights", "apart", name="localhost/ekiben-test-apart:1")
-    listed = run(
-        "podman", "run", "--rm", "--network", "none", "--no-healthcheck", "--entrypoint", "/bin/ls",
-        "--mount", f"type=image,source={built['weights']},destination=/home/bentoml/bento/models",
-        "localhost/ekiben-test-apart:1", "/home/bentoml/models",
-    ).stdout.split()  # fmt: skip
+def test_built_again_without_any_cache_the_layers_are_the_same(containerize, small):
+    """But for that of Debian's packages and the user, in which dates are."""
+    home, tag = small
+    layers = []
+    for name in ("localhost/ekiben-test-small:1", "localhost/ekiben-test-small:2"):
+        containerize(tag, "--opt", "no-cache", name=name, home=home)
+        layers.append(inspect(name)["RootFS"]["Layers"])
+    copied = len(json.loads((ROOT / "bundle.lock").read_text())["adapters"]) + 3 + 2  # models, data and code
 
-    assert again["weights"] == built["weights"]
-    assert inspect(built["weights"])["RootFS"]["Layers"] == before
-    assert "smollm2-135m-instruct" in listed
-    assert inspect("localhost/ekiben-test-apart:1")["Size"] < inspect(image)["Size"] - 200_000_000
-    podman("rmi", "--force", built["weights"])
+    assert layers[0][-copied:] == layers[1][-copied:]
+    assert len(layers[0]) > copied
+    assert layers[0] == layers[1]
+
+
+def test_a_build_that_is_interrupted_leaves_nothing(bases, wheels, small, tmp_path):
+    """Ended in the middle of the environment's layer, as by Ctrl-C or a runner that gives up."""
+    home, tag = small
+    name, containers = "localhost/ekiben-test-ended:1", run("buildah", "containers", "--quiet").stdout
+    command = [
+        sys.executable, "-m", "services.cli", "containerize", tag, "--backend", "buildah", "-t", name, "--base-image", bases[0],
+        "--build-image", bases[1], "--wheels", wheels, "--opt", "isolation=oci", "--opt", "runtime=runc", "--opt", "no-cache",
+    ]  # fmt: skip
+    environment = {**os.environ, "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True", "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        [str(word) for word in command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as building:
+        said = ""
+        while "COPY environment /app/environment" not in said:
+            line = building.stderr.readline()
+            assert line, said
+            said += line
+        building.terminate()
+        said += building.communicate(timeout=60)[1]
+
+    assert building.returncode == 1
+    assert "interrupted; no image was made" in said
+    assert run("podman", "image", "exists", name, check=False).returncode == 1
+    assert run("buildah", "containers", "--quiet").stdout == containers
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_apart_are_an_image_to_mount(image, containerize):
+    """The box without weights answers with those that are mounted."""
+    name = "localhost/ekiben-test-apart:1"
+    weights = containerize("--weights", "apart", name=name)["weights"]
+    box = Container(name, "--mount", f"type=image,source={weights},destination=/home/bentoml/bento/models")
+    try:
+        asked = {"model": "travel-intents", "messages": [{"role": "user", "content": "how do i say thank you in italian"}]}
+        answer = httpx.post(f"{box.wait_ready().url}/v1/chat/completions", json=asked, timeout=60, headers=box.headers).json()
+    finally:
+        box.remove()
+        podman("rmi", "--force", weights)
+
+    assert answer["choices"][0]["message"]["content"] == "translate"
+    assert inspect(name)["Size"] < inspect(image)["Size"] - 200_000_000
 
 
 @pytest.mark.parametrize(

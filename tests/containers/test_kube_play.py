@@ -1,6 +1,6 @@
 """The plain target run by `podman kube play`: the very Deployments, a secret by reference, a request answered through both.
 
-Needs root, podman and a base image with python3 (tests/containers/base.sh makes one of Debian's packages); skipped otherwise.
+Needs root and podman; skipped otherwise. EKIBEN_TEST_BASE_IMAGE names a base image with python3 in place of the tests' own.
 What podman has no notion of (Services and their names, policies) is left out: the pods share a network of their own.
 """
 
@@ -18,7 +18,6 @@ import yaml
 from tests.deploying import box, environment, objects
 
 HERE = Path(__file__).parent
-BASE = os.environ.get("EKIBEN_TEST_BASE_IMAGE", "localhost/ekiben-base:bookworm")
 IMAGE = "localhost/ekiben-kube-play:test"
 SECONDS = 20
 
@@ -35,17 +34,18 @@ def podman(*arguments, network=None, check=True, **more):
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory):
+def image(request, tmp_path_factory):
     missing = [name for name in ("podman", "nsenter", "unshare") if not shutil.which(name)]
     if missing or os.geteuid() != 0:
         pytest.skip(
             f"podman kube play needs root and {', '.join(missing) or 'podman'}: apt-get install podman util-linux; not run"
         )
-    if podman("image", "exists", BASE, check=False).returncode:
-        pytest.skip(f"no image {BASE} (EKIBEN_TEST_BASE_IMAGE names another, with python3): podman kube play is not run")
+    base = os.environ.get("EKIBEN_TEST_BASE_IMAGE") or request.getfixturevalue("bases")[0]
+    if podman("image", "exists", base, check=False).returncode:
+        pytest.skip(f"no image {base} (EKIBEN_TEST_BASE_IMAGE): podman kube play is not run")
     folder = tmp_path_factory.mktemp("image")
     shutil.copy(HERE / "stand_in_box.py", folder / "box.py")
-    lines = [f"FROM {BASE}", "COPY box.py /box.py", "RUN mkdir -p /home/bentoml/state /home/bentoml/bento/src && chown "
+    lines = [f"FROM {base}", "COPY box.py /box.py", "RUN mkdir -p /home/bentoml/state /home/bentoml/bento/src && chown "
                                                     "1034:1034 /home/bentoml/state",
              "USER 1034:1034", 'ENTRYPOINT ["/usr/bin/python3", "/box.py"]']  # fmt: skip
     (folder / "Dockerfile").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -46,7 +46,7 @@ def say(text):
 
 
 def gauge(box, name):
-    text = httpx.get(f"{box.engine_url}/metrics", timeout=10).text
+    text = httpx.get(f"{box.engine_url}/metrics", timeout=10, headers=box.headers).text
     return sum(float(value) for value in re.findall(rf"^{re.escape(name)}\{{[^}}]*\}} ([0-9.e+]+)$", text, re.MULTILINE))
 
 
@@ -312,21 +312,21 @@ def test_bodies_that_are_none(http, body):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_caller_who_leaves_frees_the_engine_within_a_second(own_box, stream):
+def test_a_caller_who_leaves_frees_the_engine_within_a_second(box, stream):
     body = {"model": "raw", "messages": say("Tell a very long story."), "max_tokens": 3000, "ignore_eos": True, "stream": stream}
-    with httpx.Client(base_url=own_box.url, timeout=60, headers=own_box.headers) as client:
+    with httpx.Client(base_url=box.url, timeout=60, headers=box.headers) as client:
         if stream:
             with client.stream("POST", "/v1/chat/completions", json=body) as response:
                 next(response.iter_lines())
                 running = time.monotonic()
-                while gauge(own_box, "vllm:num_requests_running") != 1:
+                while gauge(box, "vllm:num_requests_running") != 1:
                     assert time.monotonic() - running < 60, "the engine never began"
                     time.sleep(0.05)
         else:
             with pytest.raises(httpx.ReadTimeout):
                 client.post("/v1/chat/completions", json=body, timeout=2)
     left = time.monotonic()
-    while gauge(own_box, "vllm:num_requests_running") and time.monotonic() - left < 5:
+    while gauge(box, "vllm:num_requests_running") and time.monotonic() - left < 5:
         time.sleep(0.05)
 
     assert time.monotonic() - left < 1

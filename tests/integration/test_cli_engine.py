@@ -73,7 +73,9 @@ def serve(bento, tmp_path):
 
 
 def test_it_becomes_the_server_with_the_bentos_own_models(serve, bento):
-    process = serve(EKIBEN_ENGINE_HOST="0.0.0.0", EKIBEN_ENGINE_KEY=KEY, EKIBEN_ENGINE_PORT="8999")
+    process = serve(
+        EKIBEN_ENGINE_HOST="0.0.0.0", EKIBEN_ENGINE_KEY=KEY, EKIBEN_ENGINE_PORT="8999", EKIBEN_ENGINE_DRAIN_SECONDS="77"
+    )
     told = json.loads(process.stdout.readline())
     command = psutil.Process(process.pid).cmdline()
     process.send_signal(signal.SIGTERM)
@@ -84,6 +86,7 @@ def test_it_becomes_the_server_with_the_bentos_own_models(serve, bento):
     assert (told["pid"], told["cwd"]) == (process.pid, str(bento / "src"))
     assert arguments[arguments.index("--model") + 1] == str(bento / "models" / lock["model"].replace(":", "/"))
     assert arguments[arguments.index("--host") :][:4] == ["--host", "0.0.0.0", "--port", "8999"]
+    assert arguments[-2:] == ["--shutdown-timeout", "77"]
     assert sum(str(bento / "models" / tag.replace(":", "/")) in " ".join(arguments) for tag in lock["adapters"].values()) == 2
     assert told["environment"] == {
         "VLLM_API_KEY": KEY, "PROMETHEUS_MULTIPROC_DIR": None, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"
@@ -96,6 +99,14 @@ def test_what_would_be_started_is_shown_without_the_key(serve):
 
     assert (err, KEY in out) == ("", False)
     assert json.loads(out)["command"][:3] == [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    assert "--shutdown-timeout" not in out
+
+
+def test_answers_under_way_get_their_time_where_it_is_told(serve):
+    out, _ = serve("--show", EKIBEN_ENGINE_DRAIN_SECONDS="90").communicate(timeout=60)
+    command = json.loads(out)["command"]
+
+    assert command[command.index("--shutdown-timeout") + 1] == "90"
 
 
 @pytest.mark.parametrize(

@@ -46,12 +46,24 @@ async def probe():
 
 asyncio.run(probe())
 """
+APART = """
+import asyncio
+from types import SimpleNamespace
+from services import gateway
+
+async def away():
+    return False
+
+box = SimpleNamespace(watch=SimpleNamespace(alive=away, ready=away), slots=SimpleNamespace(ready=lambda: True))
+served = gateway.Gateway.inner
+print(asyncio.run(served.__is_alive__(box)), asyncio.run(served.__is_ready__(box)))
+"""
 KEYED = """
 import os
 from services import gateway
 from services.launch import Launch
 
-gateway.engine_launch = lambda settings, lock: Launch(["--model", "m"], {{"A": "b"}})
+gateway.engine_launch = lambda settings, lock, drain_seconds: Launch(["--drained", str(drain_seconds)], {{"A": "b"}})
 gateway._end_with_child = lambda: None
 print(" ".join(gateway.Engine.inner().__command__()))
 print(os.environ.get("VLLM_API_KEY"))
@@ -100,10 +112,16 @@ def test_readiness_and_liveness_do_not_ask_for_an_engine_that_sleeps(start):
     assert done.stdout.splitlines()[-1] == "[False, True, True, 'ours'] False"
 
 
+@pytest.mark.parametrize(("told", "probes"), [({}, "False False"), ({"EKIBEN_ENGINE_URL": "http://127.0.0.1:9"}, "True False")])
+def test_a_gateway_lives_on_without_an_engine_that_runs_elsewhere(start, told, probes):
+    """To start gateways anew would heal nothing, and takes their streams, keys and documents away."""
+    assert start("", APART, **told).stdout.splitlines()[-1] == probes
+
+
 def test_the_engine_beside_the_gateway_gets_the_key_by_its_environment(start):
     done = start("", KEYED, EKIBEN_ENGINE_KEY="a-key-of-the-engine-0123")
     command, key = done.stdout.splitlines()[-2:]
 
     assert key == "a-key-of-the-engine-0123"
     assert key not in command
-    assert command.endswith("-m services.child " + sys.executable + " -m vllm.entrypoints.openai.api_server --model m")
+    assert command.endswith("-m services.child " + sys.executable + " -m vllm.entrypoints.openai.api_server --drained 25")

@@ -70,6 +70,9 @@ def templated(helm, folder, *more):
 
 
 def by_name(made):
+    for one in made:
+        if one["kind"] == "Job":  # its name ends with the release's revision in the chart, with its spec's digest elsewhere
+            one["metadata"]["name"] = one["metadata"]["name"].rpartition("-")[0]
     return {(one["kind"], one["metadata"]["name"]): cleaned(one) for one in made}
 
 
@@ -167,6 +170,17 @@ def test_a_number_is_a_quantity_too(helm, tmp_path):
     container = made["Deployment", "support-engine"]["spec"]["template"]["spec"]["containers"][0]
 
     assert container["resources"]["limits"]["cpu"] == "4"
+
+
+def test_a_job_of_a_new_revision_has_a_new_name(helm, tmp_path):
+    """No API server takes a change of a Job, and its image is a value."""
+    write(chart(FACTS, environment(LARGE), "plain").files, tmp_path)
+    done = run(helm, "template", RELEASE, tmp_path, "--namespace", NAMESPACE)
+    names = [one["metadata"]["name"] for one in yaml.safe_load_all(done.stdout) if one and one["kind"] == "Job"]
+
+    assert names == ["support-weights-1"]
+    text = (tmp_path / "templates" / "storage.yaml").read_text(encoding="utf-8")
+    assert "name: '{{ .Release.Name }}-weights-{{ .Release.Revision }}'" in text
 
 
 def test_names_in_the_chart_are_those_of_the_release(helm, tmp_path):

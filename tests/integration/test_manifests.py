@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from deploy.rendering import render, write
-from tests.deploying import CLUSTERS, LARGE, box, environment, objects, pick
+from tests.deploying import CLUSTERS, LARGE, box, environment, fitted, objects, pick
 from tests.manifests import CRDS, GATEWAY_API, problems
 
 needs_crds = pytest.mark.skipif(not CRDS.is_dir(), reason=f"no CRDs at {CRDS}: custom resources are not checked")
@@ -68,8 +68,8 @@ def test_compose_is_of_its_schema():
     jsonschema = pytest.importorskip("jsonschema")
     path = resources.files(packed) / "builtin_schemas" / "vendor" / "compose-spec.json"
     validator = jsonschema.Draft202012Validator(json.loads(path.read_text(encoding="utf-8")))
-    for told, facts in (CASES["small"], CASES["awake"], CASES["large"]):
-        made = render(facts, told, "compose").files
+    for told, facts in (CASES["small"], CASES["awake"], CASES["large"], CASES["claims"]):
+        made = render(facts, fitted("compose", told), "compose").files
 
         assert [error.message for error in validator.iter_errors(yaml.safe_load(made["compose.yaml"]))] == []
     broken = yaml.safe_load(made["compose.yaml"])

@@ -41,6 +41,17 @@ def test_the_environment_is_made_of_the_lock_without_tools_and_what_no_box_loads
     assert {"uv", "opencv-python-headless"} <= LEFT_OUT
 
 
+def test_caches_are_where_a_read_only_root_lets_them_be():
+    told = dict(
+        re.findall(
+            r'(\w+)="([^"]*)"', next(line for line in instructions(Image("base:1").dockerfile()) if line.startswith("ENV"))
+        )
+    )
+
+    for name in ("FLASHINFER_WORKSPACE_BASE", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "VLLM_CACHE_ROOT", "XDG_CACHE_HOME"):
+        assert told[name].startswith("/tmp/")
+
+
 def test_offline_no_index_is_asked():
     online, offline = (Image("base:1", offline=told).dockerfile() for told in (False, True))
 

@@ -97,6 +97,7 @@ def test_what_a_load_test_measured_is_heard_first(tmp_path):
     told = read(tmp_path, merged(SMALL, {"engine": {"measured": "measured.json", "cold_start_seconds": 99}}))
 
     assert (told.engine.cold_start_seconds, told.engine.saturation) == (31.5, 40)
+    assert told.model_copy(update={"name": "other"}).measurement is not None
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"saturation": 0}'])

@@ -1,6 +1,7 @@
 import pytest
 
 from deploy.fitting import TARGETS, DoesNotFit, check
+from deploy.measured import Measured, Place
 from deploy.rendering import render
 from tests.deploying import CLUSTERS, LARGE, SMALL, box, environment, merged, objects
 
@@ -51,6 +52,27 @@ def test_what_does_not_fit_is_refused_with_what_to_change(facts, more, told):
 
 
 @pytest.mark.parametrize(
+    "weights",
+    [
+        {"source": "image-volume", "image": "r.example.com/w:1"},
+        {"source": "download", "size": "1Gi", "download": {"url": "https://a.example.com/w", "sha256": "ab" * 32}},
+    ],
+)
+def test_compose_has_no_weights_that_a_cluster_brings(weights):
+    assert f"compose has no {weights['source']}" in "\n".join(refused("compose", weights=weights))
+
+
+def test_kserve_needs_a_longer_start_of_the_clusters_own():
+    def advice(target, **more):
+        return "\n".join(check(box(), environment(**more), target))
+
+    told = "revision-response-start-timeout-seconds must be 780 or more"
+    assert told in advice("kserve")
+    assert told not in advice("knative")
+    assert "response-start" not in advice("kserve", engine={"cold_start_seconds": 20}, longest_stream_seconds=240)
+
+
+@pytest.mark.parametrize(
     ("target", "told"), [("compose", "compose has none"), ("knative", "canary.stable"), ("bentocloud", "canary.stable")]
 )
 def test_canaries_need_what_divides_requests(target, told):
@@ -91,3 +113,29 @@ def test_knative_is_told_its_clusters_settings():
 
 def test_the_concurrency_is_a_share_of_the_saturation():
     assert (box().concurrency(), box().concurrency(10), box(saturation=1).concurrency()) == (44, 7, 1)
+
+
+def measured(**engine):
+    place = Place(device="cpu", cores=2)
+    found = Measured(cold_start_seconds=31, saturation=16, engine={"model": "small:1", **engine}, place=place)
+    return environment(engine={"measured": "m.json"}).hearing(found)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_was_measured_of_another_engine_is_told(target):
+    advice = check(box(engine={"model": "small:1", "max_num_seqs": 64}), measured(max_num_seqs=8), target)
+
+    [line] = [line for line in advice if line.startswith("engine.measured")]
+    assert "m.json is of another engine (max_num_seqs 8, now 64): run `ekiben deploy measure` again" in line
+
+
+def test_what_was_measured_of_this_engine_is_not():
+    assert not [line for line in check(box(engine={"model": "small:1"}), measured(), "plain") if "engine.measured" in line]
+
+
+def test_only_the_two_figures_are_rendered():
+    facts = box(engine={"model": "small:1"})
+    figures = environment(engine={"measured": "m.json"}).hearing(Measured(cold_start_seconds=31, saturation=16))
+
+    assert render(facts, measured(), "knative").files == render(facts, figures, "knative").files
+    assert render(facts, measured(), "knative").files != render(facts, environment(), "knative").files

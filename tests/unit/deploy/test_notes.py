@@ -1,15 +1,18 @@
 """What is said beside what is rendered: what must be there before, and what comes after."""
 
 import re
+from pathlib import Path
 
 import pytest
 import yaml
 
+from deploy.environment import read_environment
 from deploy.fitting import DoesNotFit
 from deploy.helm import chart
 from deploy.rendering import NotOurs, foreign, render, write
 from tests.deploying import CLUSTERS, LARGE, box, environment
 
+ROOT = Path(__file__).resolve().parents[3]
 FACTS = box(ports=(443,))
 
 
@@ -140,3 +143,18 @@ def test_all_of_a_chart_is_ours(tmp_path):
     write(files, tmp_path)
 
     assert foreign(dict.fromkeys(files, "other"), tmp_path) == []
+
+
+def test_the_quick_start_gives_all_that_the_example_wants():
+    page = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    start = re.search(r"```sh\n(.*?)```", page, re.DOTALL)[1]
+    told = read_environment(ROOT / "examples" / "cluster.env.yaml")
+    notes = render(FACTS, told, "plain").notes
+    wanted = {found for line in notes for found in re.findall(r"must have the key (\S+)", line)}
+
+    assert set(re.findall(r"--from-literal=([a-z-]+)=", start)) == wanted
+    assert f"create namespace {told.namespace}\n" in start
+    assert f"create secret tls {told.ingress.tls_secret} " in start
+    for line in notes:
+        if "kubectl -n" in line:
+            assert line[line.index("kubectl") :] in start

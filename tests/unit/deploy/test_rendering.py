@@ -8,23 +8,30 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
+from deploy.environment import read_environment
 from deploy.fitting import TARGETS
+from deploy.helm import chart
 from deploy.rendering import MARK, dump, render, write
 from deploy.rules import rules
 from services.settings import Settings, load_settings
 from services.telemetry import Telemetry
-from tests.deploying import CLUSTERS, LARGE, box, environment, objects, pick, pods
+from tests.deploying import CLUSTERS, LARGE, box, environment, fitted, objects, pick, pods
 
 FACTS = box(ports=(443,))
 BOTH = pytest.mark.parametrize("told", [environment(), environment(LARGE)], ids=["small", "large"])
 OTHERS = {
-    "VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR",
+    "VLLM_CACHE_ROOT", "FLASHINFER_WORKSPACE_BASE", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR",
     "TWIN_KEY", "POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD", "QDRANT__SERVICE__API_KEY",
 }  # fmt: skip
 
 
 def made(target, told):
     return objects(target, told, FACTS)
+
+
+def _variables(everything, name):
+    template = next(template for owner, template in pods(everything) if owner["metadata"]["name"] == name)
+    return {one["name"]: one.get("value") for one in template["spec"]["containers"][0]["env"]}
 
 
 def find(content, key):
@@ -42,7 +49,7 @@ def find(content, key):
 @BOTH
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_same_bytes_each_time(target, told):
-    assert render(FACTS, told, target) == render(FACTS, told, target)
+    assert render(FACTS, fitted(target, told), target) == render(FACTS, fitted(target, told), target)
 
 
 @BOTH
@@ -123,7 +130,9 @@ def test_the_settings_take_what_the_pods_are_given(monkeypatch, target, told):
     settings = dict(read)
 
     assert settings["gateway"].engine_sleeps
-    assert settings["gateway"].engine_wake_seconds == told.wake_seconds
+    # An answer that is not streamed has its head at its end.
+    assert settings["gateway"].engine_wake_seconds == told.wake_seconds + told.longest_stream_seconds
+    assert settings["engine"].engine_drain_seconds == told.longest_stream_seconds
     assert settings["engine"].engine_host == "0.0.0.0"
     assert settings["engine"].engine_token == settings["gateway"].engine_token == "k" * 32
     assert settings["gateway"].state_dir == Path("/home/bentoml/state")
@@ -131,7 +140,7 @@ def test_the_settings_take_what_the_pods_are_given(monkeypatch, target, told):
 
 def test_every_variable_of_compose_is_a_setting():
     known = {f"EKIBEN_{name.upper()}" for name in Settings.model_fields} | OTHERS
-    content = yaml.safe_load(render(FACTS, environment(LARGE), "compose").files["compose.yaml"])
+    content = yaml.safe_load(render(FACTS, fitted("compose", environment(LARGE)), "compose").files["compose.yaml"])
     told = {name for service in content["services"].values() for name in service.get("environment", {})}
 
     assert told <= known
@@ -142,7 +151,7 @@ def test_every_variable_of_compose_is_a_setting():
 @pytest.mark.parametrize("target", TARGETS)
 def test_secrets_are_references(target, told):
     """A variable whose name speaks of a secret never has a value."""
-    for text in render(FACTS, told, target).files.values():
+    for text in render(FACTS, fitted(target, told), target).files.values():
         for one in (env for document in yaml.safe_load_all(text) for listed in find(document, "env") for env in listed):
             if re.search("KEY|TOKEN|PASSWORD|WEBHOOK|DATABASE_URL|REDIS_URL", one["name"]):
                 assert set(one) == {"name", "valueFrom"}, one
@@ -190,9 +199,12 @@ def test_the_activator_may_scale_one_deployment_and_nothing_else(told):
 
 @pytest.mark.parametrize("target", CLUSTERS)
 def test_streams_outlast_their_pods(target):
-    for owner, template in pods(made(target, environment(LARGE))):
-        if owner["kind"] == "Deployment":
-            assert template["spec"]["terminationGracePeriodSeconds"] > 900
+    for least, start in ((0, 360), (1, 0)):
+        told = environment(LARGE, engine={"replicas": {"min": least}})
+        for owner, template in pods(made(target, told)):
+            if owner["kind"] == "Deployment":
+                # A request may have come just before, and wait for the engine's start first.
+                assert template["spec"]["terminationGracePeriodSeconds"] == 900 + 30 + start
 
 
 @pytest.mark.parametrize("target", CLUSTERS)
@@ -246,7 +258,9 @@ def test_keda_scales_by_requests_held_and_by_the_queue():
     assert [one["type"] for one in triggers] == ["external-push", "prometheus"]
     assert "vllm:num_requests_waiting" in triggers[1]["metadata"]["query"]
     assert route["scalingMetric"]["concurrency"]["targetValue"] == 33
-    assert route["rules"][0]["hosts"] == ["support-engine-proxy"]
+    # The interceptor is one for all namespaces.
+    assert route["rules"][0]["hosts"] == ["support-engine-proxy.llm"]
+    assert _variables(everything, "support-gateway")["EKIBEN_ENGINE_URL"] == "http://support-engine-proxy.llm:8080"
 
 
 @pytest.mark.parametrize("target", ["knative", "kserve"])
@@ -264,9 +278,34 @@ def test_a_knative_canary_has_its_share():
 
     assert service["spec"]["traffic"] == [
         {"revisionName": "ekiben-engine-aaaaaaaaaa", "percent": 90},
-        {"revisionName": "ekiben-engine-0123456789", "percent": 10, "tag": "canary"},
+        {"revisionName": service["spec"]["template"]["metadata"]["name"], "percent": 10, "tag": "canary"},
     ]
-    assert service["spec"]["template"]["metadata"]["name"] == "ekiben-engine-0123456789"
+
+
+def test_a_revision_has_another_name_for_other_content_and_none_without_a_canary():
+    """Knative's webhook refuses a change under a name that there was."""
+
+    def name(**more):
+        made = objects("knative", environment(**more), FACTS)
+        return next(one for one in made if one["apiVersion"] == "serving.knative.dev/v1")["spec"]["template"]["metadata"].get(
+            "name"
+        )
+
+    canary = {"canary": {"percent": 10, "stable": "ekiben-engine-aaaaaaaaaa"}}
+    names = {name(**canary), name(**canary, engine={"idle_seconds": 1200}), name(**canary, longest_stream_seconds=700)}
+
+    assert name() is None
+    assert name(**canary) == name(**canary)
+    assert all(re.fullmatch("ekiben-engine-0123456789-[0-9a-f]{8}", one) for one in names)
+    assert len(names) == 3
+
+
+def test_knative_lets_an_answer_begin_at_its_end():
+    spec = next(one for one in made("knative", environment()) if one["apiVersion"] == "serving.knative.dev/v1")["spec"][
+        "template"
+    ]
+
+    assert spec["spec"]["responseStartTimeoutSeconds"] == spec["spec"]["timeoutSeconds"] == 180 + 600
 
 
 @pytest.mark.parametrize("target", ["plain", "keda"])
@@ -305,12 +344,87 @@ def test_weights_come_from_where_they_are_said_to_be():
     claim, _, everything = volume(
         source="download", size="1Gi", download={"url": "https://a.example.com/w.tar", "sha256": "ab" * 32}
     )
-    job = pick(everything, "Job", "ekiben-weights-ababababab")
+    job = next(one for one in everything if one["kind"] == "Job")
     assert (
         claim["persistentVolumeClaim"]["claimName"]
         == pick(everything, "PersistentVolumeClaim", "ekiben-weights-0123456789")["metadata"]["name"]
     )
     assert job["spec"]["template"]["spec"]["containers"][0]["args"][2:4] == ["deploy.download", "https://a.example.com/w.tar"]
+
+
+def test_a_job_that_changes_has_another_name():
+    """An API server takes no change of a Job: the image is in its spec."""
+    brought = {"source": "download", "size": "1Gi", "download": {"url": "https://a.example.com/w.tar", "sha256": "ab" * 32}}
+
+    def job(**more):
+        return next(one for one in made("plain", environment(weights=brought, **more)) if one["kind"] == "Job")
+
+    first, again, other = job(), job(), job(image="registry.example.com/ekiben:2")
+
+    assert first == again
+    assert first["spec"]["template"] != other["spec"]["template"]
+    assert first["metadata"]["name"] != other["metadata"]["name"]
+    assert re.fullmatch("ekiben-weights-[0-9a-f]{8}", first["metadata"]["name"])
+    assert first["spec"]["ttlSecondsAfterFinished"] == 86400
+
+
+@pytest.mark.parametrize(("url", "port"), [("http://minio.minio:9000/w.tar", 9000), ("http://a/w", 80), ("https://a/w", 443)])
+def test_the_download_may_go_to_its_server_and_to_further_ports(url, port):
+    told = environment(
+        weights={"source": "download", "size": "1Gi", "download": {"url": url, "sha256": "ab" * 32}},
+        network={"egress_ports": [8443]},
+    )
+    everything = made("plain", told)
+
+    def ports(component):
+        return [one["port"] for one in pick(everything, "NetworkPolicy", f"ekiben-{component}")["spec"]["egress"][-1]["ports"]]
+
+    assert ports("weights") == sorted([port, 8443])
+    assert ports("activator") == [443, 6443, 8443]
+
+
+def test_what_is_compiled_is_kept_where_it_may_be_loaded_from():
+    """Both roots are read-only, and compose's /tmp is mounted noexec."""
+    compose = yaml.safe_load(render(FACTS, environment(), "compose").files["compose.yaml"])["services"]["engine"]
+    for told, mounts in (
+        (_variables(made("plain", environment()), "ekiben-engine"), ["/home/bentoml/state"]),
+        (compose["environment"], [one.split(":")[1] for one in compose["volumes"]]),
+    ):
+        for name in ("FLASHINFER_WORKSPACE_BASE", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "VLLM_CACHE_ROOT"):
+            assert any(told[name].startswith(f"{mount}/") for mount in mounts), name
+
+
+def _compose(told):
+    return {name: yaml.safe_load(text) for name, text in render(FACTS, told, "compose").files.items()}
+
+
+def test_compose_mounts_volumes_that_it_names():
+    for told in (environment(), environment(weights={"source": "pvc", "claim": "models"})):
+        content = _compose(told)["compose.yaml"]
+        mounted = {one.split(":")[0] for service in content["services"].values() for one in service.get("volumes", [])}
+
+        assert {one for one in mounted if not one.startswith("./")} == set(content["volumes"])
+    assert content["volumes"]["weights"] == {"external": True, "name": "models"}
+    assert "weights:/home/bentoml/bento/models:ro" in content["services"]["engine"]["volumes"]
+
+
+@pytest.mark.parametrize(("least", "path"), [(0, "/activator/metrics"), (1, None)])
+def test_composes_prometheus_asks_what_there_is(least, path):
+    made = _compose(environment(engine={"replicas": {"min": least, "max": 1}}))
+    jobs = {one["job_name"]: one for one in made["prometheus.yml"]["scrape_configs"]}
+    behind = jobs.pop("engine" if least else "activator")
+
+    assert list(jobs) == ["gateway"]
+    assert behind.get("metrics_path") == path
+    assert (made["compose.yaml"]["services"]["engine"]["command"][3] == "activate") is (path is not None)
+
+
+def test_the_example_lets_nginx_wait_as_long_as_an_answer_may_take():
+    told = read_environment(Path(__file__).resolve().parents[3] / "examples" / "cluster.env.yaml")
+    nginx = "nginx.ingress.kubernetes.io/proxy"
+
+    assert int(told.ingress.annotations[f"{nginx}-read-timeout"]) >= told.answer_seconds
+    assert told.ingress.annotations[f"{nginx}-body-size"] == f"{Settings().max_file_bytes // 2**20 + 1}m"
 
 
 def test_alerts_ask_for_metrics_that_there_are():
@@ -341,3 +455,52 @@ def test_files_are_written_whole_and_leftovers_of_ours_go(tmp_path):
 
     assert sorted(file.name for file in folder.iterdir()) == ["engine.yaml", "gateway.yaml", "network.yaml", "own.yaml"]
     assert all(Path(folder, name).read_text(encoding="utf-8").startswith(MARK) for name in ("engine.yaml", "gateway.yaml"))
+
+
+def _rendered(folder, target="plain", **more):
+    return write(render(FACTS, environment(**more), target).files, folder)
+
+
+def test_what_is_no_longer_rendered_is_told_with_how_it_goes(tmp_path):
+    """An activator that stays scales the engine to zero for good: nobody asks by way of it any more."""
+    assert _rendered(tmp_path, namespace="llm", state={"size": "1Gi"}) == []
+    assert _rendered(tmp_path, namespace="llm", state={"size": "1Gi"}) == []
+    gone = _rendered(tmp_path, namespace="llm", state={"claim": "own"}, engine={"replicas": {"min": 1, "max": 1}})
+
+    assert gone == [
+        "kubectl delete deployment.apps/ekiben-activator -n llm",
+        # Of a file that is still there.
+        "kubectl delete networkpolicy.networking.k8s.io/ekiben-activator -n llm",
+        "kubectl delete role.rbac.authorization.k8s.io/ekiben-activator -n llm",
+        "kubectl delete rolebinding.rbac.authorization.k8s.io/ekiben-activator -n llm",
+        "kubectl delete service/ekiben-activator -n llm",
+        "kubectl delete serviceaccount/ekiben-activator -n llm",
+        "kubectl delete persistentvolumeclaim/ekiben-state -n llm  # with all that it holds",
+    ]
+
+
+def test_another_target_leaves_a_service_of_the_same_name(tmp_path):
+    _rendered(tmp_path)
+    gone = _rendered(tmp_path, target="knative")
+
+    assert "kubectl delete deployment.apps/ekiben-engine -n default" in gone
+    assert "kubectl delete service/ekiben-engine -n default" in gone
+    assert not [one for one in gone if "serving.knative.dev" in one or "ekiben-gateway" in one]
+
+
+def test_a_canary_takes_nothing_from_the_stable_release_and_its_end_takes_the_canary(tmp_path):
+    edge = {"host": "a.example.com", "ingress": {"gateway": "edge"}}
+    edge["secrets"] = {"database_url": {"name": "ekiben", "key": "url"}}
+    _rendered(tmp_path, **edge)
+
+    assert _rendered(tmp_path, **edge, canary={"percent": 10}) == []
+    gone = _rendered(tmp_path, **edge)
+    assert "kubectl delete deployment.apps/ekiben-canary-engine -n default" in gone
+    assert all("/ekiben-canary-" in one for one in gone)
+
+
+def test_of_a_chart_helm_takes_away_what_is_gone(tmp_path):
+    write(chart(FACTS, environment(), "plain").files, tmp_path)
+
+    assert write(chart(FACTS, environment(engine={"replicas": {"min": 1, "max": 1}}), "plain").files, tmp_path) == []
+    assert not (tmp_path / "templates" / "activator.yaml").exists()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.cpu_worker import keep_seeds
+from services.cpu_worker import adapter_slots, keep_seeds
 
 
 class Batch:
@@ -97,3 +97,12 @@ def test_without_seeds_nothing_is_touched(runner):
     assert runner._sample(1.0) == {}
     assert runner._bookkeeping_sync("output") == "output"
     assert runner.input_batch.generators == {}
+
+
+def test_the_slots_of_adapters_are_found_in_layers_of_every_form():
+    model = torch.nn.Sequential(*(torch.nn.Identity() for _ in range(3)))
+    slices, whole = (torch.zeros(2), torch.zeros(3)), torch.zeros(4)
+    model[0].lora_a_stacked, model[0].lora_b_stacked = slices, [torch.zeros(5)]
+    model[1].lora_a_stacked, model[1].lora_b_stacked = whole, None
+
+    assert [len(tensor) for tensor in adapter_slots(model)] == [2, 3, 5, 4]

@@ -1,5 +1,7 @@
 """What a process that was dumped must have anew: random state that differs each time, no listeners, memory let go of."""
 
+import ctypes
+import mmap
 import random
 import socket
 import subprocess
@@ -10,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from services.renewal import empty, has_amx, renew
+from services.renewal import empty, forget_zeros, has_amx, renew
 
+PAGE = mmap.PAGESIZE
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -76,3 +79,31 @@ def test_memory_that_is_let_go_of_reads_as_zeros_and_is_written_again():
     assert int((cache != 0).sum()) * 8 <= 2 * 4096
     cache.fill_(3)
     assert int(cache.sum()) == 3 << 20
+
+
+def resident(tensor):
+    """Bytes of a tensor's memory that are there, as the kernel counts them; it lies in a mapping of its own size or larger."""
+    counts = (ctypes.c_ubyte * (tensor.nbytes // PAGE + 1))()
+    begin = tensor.data_ptr() // PAGE * PAGE
+    ctypes.CDLL(None).mincore(ctypes.c_void_p(begin), ctypes.c_size_t(tensor.nbytes // PAGE * PAGE), counts)
+    return sum(count & 1 for count in counts) * PAGE
+
+
+def test_pages_of_zeros_are_let_go_of_and_nothing_else():
+    slots = torch.zeros((4, 1 << 20), dtype=torch.int64).fill_(0)
+    slots[1] = torch.arange(1 << 20)
+    before = slots.clone()
+
+    forget_zeros([slots[0], slots[3]])  # views of one memory
+
+    assert resident(slots) < 0.3 * slots.nbytes
+    assert torch.equal(slots, before)
+
+
+@pytest.mark.parametrize("content", [0, 7])
+def test_a_tensor_without_a_page_of_its_own_stays(content):
+    small = torch.full((3,), content, dtype=torch.int64)
+
+    forget_zeros([small])
+
+    assert small.tolist() == [content] * 3
