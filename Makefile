@@ -30,7 +30,7 @@ serve: pack ## set everything up, and serve the demo on http://localhost:3000
 pack: .venv/.serve ## model, adapters and indexes into the model store; does nothing the second time
 	$(BIN)/ekiben pack
 
-test: .venv/.dev pack redis-server ## all tests: unit, integration, and end to end with real vLLM
+test: .venv/.dev pack redis-server container-tools ## all tests: unit, integration, and end to end with real vLLM
 	$(BIN)/pytest tests/unit tests/integration tests/e2e/test_adapter_life.py tests/e2e/test_handbook_answers.py tests/e2e/test_served.py
 
 # Limits over several replicas are tested on a real redis-server, which the tests start themselves on a free port. Where there
@@ -45,7 +45,7 @@ redis-server:
 			[ -z "$$made" ] || rm -f $$policy; }; \
 		command -v redis-server >/dev/null || echo "no redis-server: tests of limits over replicas will be skipped"; }
 
-test-containers: .venv/.dev pack container-tools ## the box as a container: built without a network, read-only root, end to end (6 minutes)
+test-containers: .venv/.dev pack container-tools ## the box as a container: built without a network, read-only root, end to end (minutes)
 	$(BIN)/pytest tests/containers
 
 test-cluster: .venv/.dev ## what is rendered, on a real Kubernetes node: EKIBEN_CLUSTER=FOLDER (docs/cluster-tests.md)
@@ -54,7 +54,7 @@ test-cluster: .venv/.dev ## what is rendered, on a real Kubernetes node: EKIBEN_
 # podman and buildah with what they need, and mmdebstrap, which makes an image of Debian's packages without a registry.
 CONTAINER_TOOLS := podman buildah runc catatonit netavark aardvark-dns iptables fuse-overlayfs slirp4netns uidmap skopeo docker-registry umoci mmdebstrap debian-archive-keyring
 container-tools: ## install podman, buildah and mmdebstrap from Debian, where they are missing and apt-get is there
-	@missing() { for tool in podman buildah runc skopeo umoci mmdebstrap catatonit; do command -v $$tool >/dev/null || echo $$tool; done; }; \
+	@missing() { for tool in podman buildah runc skopeo docker-registry umoci mmdebstrap catatonit; do command -v $$tool >/dev/null || echo $$tool; done; }; \
 	[ -z "$$(missing)" ] && exit 0; \
 	policy=/usr/sbin/policy-rc.d; made=; install="apt-get install -y --no-install-recommends $(CONTAINER_TOOLS)"; \
 	[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && { \

@@ -137,5 +137,5 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 
 
 def _shown(engine: AsyncEngine) -> str:
-    # The query may hold a password too.
-    return engine.url.set(query={}).render_as_string(hide_password=True)
+    # The query may hold a password too; the driver is ours, and nobody named it.
+    return engine.url.set(query={}, drivername=engine.url.get_backend_name()).render_as_string(hide_password=True)

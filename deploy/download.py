@@ -15,6 +15,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from deploy.unpacking import unpack
+
 _PIECE = 1 << 20
 _SILENCE_SECONDS = 60
 
@@ -34,9 +36,11 @@ def download(url: str, sha256: str, into: Path) -> bool:
         _fetch(url, sha256, archive)
         try:
             with tarfile.open(archive) as packed:
-                packed.extractall(unpacked, filter="data")
+                unpack(packed, unpacked)
         except (tarfile.TarError, EOFError) as error:
-            raise DownloadError(f"{url} is no archive of folders (.tar, .tar.gz) that may be unpacked") from error
+            raise DownloadError(
+                f"{url} is no archive of folders (.tar, .tar.gz) that may be unpacked: {_first_line(error)}"
+            ) from error
         for entry in sorted(unpacked.iterdir()):
             place = into / entry.name
             if place.is_dir():
@@ -44,6 +48,10 @@ def download(url: str, sha256: str, into: Path) -> bool:
             entry.replace(place)
         mark.touch()
     return True
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(":")
 
 
 def _fetch(url: str, sha256: str, archive: Path) -> None:

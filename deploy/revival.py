@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -33,6 +33,7 @@ GRACE_SECONDS = 30
 _HEALTHY_SECONDS = 60.0
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  how to reach who listens everywhere
 _LINES = 30
+_LAST_WORDS_SECONDS = 1.0
 
 
 class RevivalFailed(RuntimeError):
@@ -98,14 +99,15 @@ def revive(criu: Criu, folder: Path, manifest: Manifest, told: Handover, *, outp
 
     def first(report: int) -> int:
         _end_at_once()
-        try:
-            _continued(criu, folder, manifest, told, output)
-        except (CriuFailed, RevivalFailed, OSError) as error:
-            return _say(report, {"failure": str(error)})
-        _pass_signals_on(manifest.process)
-        _say(report, {"up": True})
-        os.close(report)
-        return namespace.reap_until(manifest.process)
+        with _piped_to(output) as out, _piped_to(2) as errors:
+            try:
+                _continued(criu, folder, manifest, told, (out, errors))
+            except (CriuFailed, RevivalFailed, OSError) as error:
+                return _say(report, {"failure": str(error)})
+            _pass_signals_on(manifest.process)
+            _say(report, {"up": True})
+            os.close(report)
+            return namespace.reap_until(manifest.process)
 
     child, said = _start(first)
     if said.get("up"):
@@ -148,9 +150,9 @@ def _forget_files() -> None:
             path.unlink()
 
 
-def _continued(criu: Criu, folder: Path, manifest: Manifest, told: Handover, output: int) -> None:
+def _continued(criu: Criu, folder: Path, manifest: Manifest, told: Handover, output: tuple[int, int]) -> None:
     listen, hand = os.pipe()
-    given = dict(zip(manifest.descriptors, (listen, os.dup(output), os.dup(2)), strict=True))
+    given = dict(zip(manifest.descriptors, (listen, *map(os.dup, output)), strict=True))
     with tempfile.TemporaryDirectory(dir=namespace.SCRATCH) as work:
         criu.restore(folder / IMAGES, Path(work), given)
     for descriptor in given.values():
@@ -165,6 +167,30 @@ def _continued(criu: Criu, folder: Path, manifest: Manifest, told: Handover, out
         if time.monotonic() > deadline:
             raise RevivalFailed(f"the engine did not answer within {_HEALTHY_SECONDS:.0f} s of its restore")
         time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def _piped_to(descriptor: int) -> Generator[int]:
+    """Yield a pipe whose content goes to a descriptor, all of it by the end of the block.
+
+    CRIU opens what it is given anew: it would write over a file from its beginning, and cannot open a socket, as a journal's is.
+    """
+    reading, writing = os.pipe()
+    thread = threading.Thread(target=_copy, args=(reading, descriptor), daemon=True)
+    thread.start()
+    try:
+        yield writing
+    finally:
+        os.close(writing)
+        thread.join(_LAST_WORDS_SECONDS)
+
+
+def _copy(reading: int, descriptor: int) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the main thread's, which waits
+    while data := os.read(reading, 65536):
+        with contextlib.suppress(OSError):  # nobody reads any more: the engine goes on
+            while data:
+                data = data[os.write(descriptor, data) :]
 
 
 def _healthy(told: Handover) -> bool:

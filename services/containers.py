@@ -29,12 +29,15 @@ from deploy.container import BENTO, WHEELS, Backend, Image, Target, Weights, req
 from services.bento import version_here
 from services.bundle import load_bundle
 from services.lock import Lock, read_lock
+from services.manifest import CARRIED, BentoError, read_manifest
 from services.settings import ROOT, environment
 from services.store import stored_path
 from services.target import find_target
+from services.verification import file_problems, stored_problems
 
 BACKENDS: tuple[str, ...] = get_args(Backend)
 _SECONDS_TO_END = 20
+_SHOWN = 5
 _EPOCH = 315532800  # 1980, the first year that every archive can tell
 
 
@@ -153,9 +156,16 @@ def dockerfile(request: Request) -> str:
 
 
 def stage(packed: Packed, request: Request, context: Path) -> None:
-    """Lay out a build's context: `environment/`, `models/`, `data/` (trained weights among the code), `code/`, Dockerfiles."""
-    source = packed.path / "src"
-    kept, uv = requirements(_lock_text(source, request.target))
+    """Lay out a build's context: `environment/`, `models/`, `data/` (trained weights among the code), `code/`, Dockerfiles.
+
+    What was copied is compared with the manifest, and what goes on is the copy; raises ContainerError where it differs.
+    """
+    code = context / "code"
+    shutil.copytree(packed.path, code, symlinks=True, ignore=_left_behind)
+    for tag, folder in zip(packed.models, packed.folders, strict=True):
+        shutil.copytree(stored_path(tag), context / "models" / folder)
+    _same(packed, context)
+    kept, uv = requirements(_lock_text(code / "src", request.target))
     if not uv.strip():
         raise ContainerError("the lock has no uv, which makes the image's environment; add it to requirements and `make lock`")
     made = context / "environment"
@@ -163,18 +173,16 @@ def stage(packed: Packed, request: Request, context: Path) -> None:
     (context / "data").mkdir()
     (made / "requirements.txt").write_text(kept, encoding="utf-8")
     (made / "uv.txt").write_text(uv, encoding="utf-8")
-    shutil.copyfile(source / "deploy" / "trim.py", made / "trim.py")
-    for tag, folder in zip(packed.models, packed.folders, strict=True):
-        shutil.copytree(stored_path(tag), context / "models" / folder)
-    shutil.copytree(packed.path, context / "code", ignore=_left_behind)
-    start = context / "code" / "env" / "docker" / "entrypoint.sh"
-    start.parent.mkdir(parents=True)
-    shutil.copyfile(packed.path / "env" / "docker" / start.name, start)
-    for file in (context / "code").rglob("*.npz"):
-        apart = context / "data" / file.relative_to(context / "code")
+    shutil.copyfile(code / "src" / "deploy" / "trim.py", made / "trim.py")
+    shutil.rmtree(code / "src" / "requirements")
+    for path in [*(code / "env").iterdir(), *(code / "env" / "docker").iterdir()]:
+        if path.name not in {"docker", "entrypoint.sh"}:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for file in code.rglob("*.npz"):
+        apart = context / "data" / file.relative_to(code)
         apart.parent.mkdir(parents=True, exist_ok=True)
         file.rename(apart)
-    _compile(context / "code" / "src", packed.image.python)
+    _compile(code / "src", packed.image.python)
     (context / "Dockerfile").write_text(packed.image.dockerfile(), encoding="utf-8")
     (context / "Dockerfile.weights").write_text(weights(packed.folders, packed.image.labels), encoding="utf-8")
     for path in [context, *context.rglob("*")]:
@@ -217,11 +225,30 @@ def _lock_text(source: Path, target: Target) -> str:
 
 
 def _left_behind(folder: str, names: list[str]) -> set[str]:
-    """Say what of a Bento is no part of its code's layer: the models of an exported one, BentoML's Dockerfile, locks."""
-    here = Path(folder)
-    if (here / "bento.yaml").exists():
-        return {"env", "models"} & set(names)
-    return {"requirements"} & set(names) if (here.parent / "bento.yaml").exists() else set()
+    """Say what of a Bento is not copied as code: the models of an exported one, and bytecode, which is made anew."""
+    return ({CARRIED} if (Path(folder) / "bento.yaml").exists() else set[str]()) & set(names) | ({"__pycache__"} & set(names))
+
+
+def _same(packed: Packed, context: Path) -> None:
+    """Raise ContainerError where what was copied is not what the Bento's manifest says."""
+    try:
+        manifest = read_manifest(context / "code")
+    except BentoError as error:
+        raise ContainerError(f"{packed.tag} has no manifest that can be read; build it by `ekiben bento build`") from error
+    problems = file_problems(manifest, context / "code")
+    if manifest.tag != packed.tag:
+        problems.append(f"its manifest is of {manifest.tag}")
+    listed = manifest.stored()
+    if set(packed.models) != {stored.tag for stored in listed.values()}:
+        problems.append("bundle.lock names other models than the manifest")
+    for what, stored in listed.items():
+        folder = context / "models" / stored.tag.replace(":", "/", 1)
+        if folder.is_dir():
+            problems += [f"{what} {stored.tag}: {line}" for line in stored_problems(stored, folder)]
+    if problems:
+        raise ContainerError(
+            f"{packed.tag} is not what its manifest says: {'; '.join(problems[:_SHOWN])}; `ekiben bento verify {packed.tag}`"
+        )
 
 
 def _compile(source: Path, python: str) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 ROWS = "lance"
 """The folder of an index that is judged by its rows."""
-_OWN = "model.yaml"  # BentoML's own card of a model, which holds when it came into this store
+CARD = "model.yaml"
+"""BentoML's own card of a model, which holds when it came into this store."""
 _BLOCK = 2**22
 
 Advance = Callable[[float, float], None]
@@ -55,13 +56,10 @@ def _stamp(path: Path) -> list[str | int]:
     return [status.st_size, status.st_mtime_ns, status.st_ino]
 
 
-def stored_files(folder: Path) -> list[Path]:
-    """Return the files of a folder in the model store that are the same wherever it was made."""
-    return [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).parts[0] not in {_OWN, ROWS} and "__pycache__" not in path.parts
-    ]
+def stored_files(folder: Path, *, rows: bool = True) -> list[Path]:
+    """Return the files of a folder in the model store that are the same wherever it was made; `rows`: it may be an index."""
+    left = {CARD, ROWS} if rows else {CARD}
+    return [path for path in sorted(folder.rglob("*")) if path.is_file() and path.relative_to(folder).parts[0] not in left]
 
 
 def file_digests(

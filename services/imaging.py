@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,11 @@ class Engine:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._docker = options.backend == "docker"
+
+    def missing(self) -> str | None:
+        """Return that the engine is not installed; None where it is."""
+        told = f"{self._options.backend} is not installed; name another by --backend, or `make container-tools` on Debian"
+        return None if shutil.which(self._options.backend) else told
 
     def make(self, tag: str, tell: Callable[[str], None]) -> Image:
         """Make the image of a Bento; raises ReleaseError, and then there is none."""

@@ -14,7 +14,8 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 MANIFEST = "manifest.json"
-_CARRIED = {"models", "hf-models"}  # where an exported Bento has its models
+CARRIED = "models"
+"""Where an exported Bento has its models."""
 _PINNED = re.compile(r"^(?P<name>[A-Za-z0-9._-]+)(?:\[[^\]]*\])?==(?P<version>[^\s;\\]+)", re.MULTILINE)
 _HASH = re.compile(r"--hash=(?P<kind>\w+):(?P<digest>[0-9a-f]+)")
 
@@ -132,7 +133,7 @@ def bento_files(folder: Path) -> list[Path]:
     return [
         path
         for path in sorted(folder.rglob("*"))
-        if (path.is_file() or path.is_symlink()) and path.relative_to(folder).parts[0] not in {MANIFEST, *_CARRIED}
+        if (path.is_file() or path.is_symlink()) and path.relative_to(folder).parts[0] not in {MANIFEST, CARRIED}
     ]
 
 

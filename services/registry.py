@@ -104,10 +104,16 @@ def _whole(folder: Path | None) -> Generator[None]:
         raise
 
 
+def missing() -> str | None:
+    """Return that skopeo is not installed; None where it is."""
+    told = "skopeo is not installed; it carries images (Debian, Fedora and Homebrew have it under that name)"
+    return None if shutil.which("skopeo") else told
+
+
 def _skopeo(*arguments: str) -> subprocess.CompletedProcess[bytes]:
     program = shutil.which("skopeo")
     if program is None:
-        raise ReleaseError("skopeo is not installed; it carries images (Debian, Fedora and Homebrew have it under that name)")
+        raise ReleaseError(missing() or "skopeo went away")
     return subprocess.run([program, *arguments], capture_output=True, check=False)  # noqa: S603  no shell
 
 

@@ -41,6 +41,8 @@ class Step:
     inputs: Mapping[str, str] = field(default_factory=dict)
     there: Callable[[Results], bool] | None = None
     """Whether what it made is still there; None: it judges, and is done each time."""
+    seen: Callable[[], Results | None] | None = None
+    """Its results where they are there and no record has them."""
 
 
 class Planned(NamedTuple):
@@ -101,7 +103,9 @@ class Walk:
         if step.there is None:
             return None
         line = self._journal.found(self._bento, step.name, _digest(step, results))
-        return line.result if line is not None and step.there(results | line.result) else None
+        if line is not None and step.there(results | line.result):
+            return line.result
+        return step.seen() if step.seen else None
 
 
 def _digest(step: Step, results: Results) -> str:

@@ -63,6 +63,12 @@ def secrets(root: Path, files: Iterable[Path]) -> Scanned:
     return Scanned("secrets", looked_at, sorted(set(findings)), missed)
 
 
+def absent() -> list[str]:
+    """Return what will not be looked at, because the program for it is not installed."""
+    programs = {"packages": "pip-audit", "Dockerfile": "hadolint"}
+    return [f"{what} ({name} is not installed)" for what, name in programs.items() if not shutil.which(name)]
+
+
 def packages(lock: str) -> Scanned:
     """Ask pip-audit for known vulnerabilities of what a lock names; a wheel of one's own, 1.0+cpu, counts as its version 1.0."""
     pins = sorted({f"{pin['name']}=={pin['version']}" for pin in _PIN.finditer(lock)})

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
 from accounts.schema import Revision, known
-from deploy.environment import BadEnvironment, Environment, read_environment
+from deploy.environment import BadEnvironment, Environment, Weights, read_environment
 from deploy.fitting import DoesNotFit, Target
 from deploy.rendering import Rendering, render, write
 from services import scan
@@ -19,7 +20,7 @@ from services.deploying import box_of
 from services.journal import Released, ReleaseError
 from services.lock import read_lock
 from services.manifest import BentoError, Manifest, bento_files, changes, manifest_digest, read_manifest
-from services.registry import Place
+from services.registry import Place, missing
 from services.release import Progress, Results, Step
 from services.store import bento_path
 from services.target import find_target
@@ -27,6 +28,8 @@ from services.verification import opened, verify
 
 _LOCK = Path("env", "python", "requirements.txt")
 _SHOWN = 5
+_PASSWORD = re.compile(r"://[^/@\s]+@")
+_NO_DIGEST = "sha256:" + "0" * 64
 
 
 class Image(NamedTuple):
@@ -38,6 +41,10 @@ class Image(NamedTuple):
 
 class Images(Protocol):
     """The engine for containers of this machine; its methods raise ReleaseError."""
+
+    def missing(self) -> str | None:
+        """Return what is not installed and what to do; None where all is there."""
+        ...
 
     def make(self, tag: str, tell: Callable[[str], None]) -> Image:
         """Make the image of a Bento; nothing is left of it when that fails."""
@@ -74,6 +81,16 @@ class Options:
     opt: str = ""
     """The backend's, a line each."""
 
+    def __post_init__(self) -> None:
+        """Raise ReleaseError for a password: what was told is kept with the release."""
+        for line in self.opt.splitlines():
+            if _PASSWORD.search(line):
+                name = "=".join(line.partition("://")[0].split("=")[:2])
+                raise ReleaseError(
+                    f"--opt {name}: a URL with a password would be kept in the record of releases; build from a folder by "
+                    "--wheels, or mount a netrc that has it: --opt volume=FILE:/root/.netrc:ro"
+                )
+
     def kept(self) -> dict[str, str]:
         """Return those that were told."""
         return {name: value for name, value in asdict(self).items() if value}
@@ -104,16 +121,26 @@ class Shipping:
     def steps(self) -> list[Step]:
         """Return what a release does."""
         return [
-            Step("build", f"the Bento {self._tag}", self._build, {}, self._built),
+            Step("build", f"the Bento {self._tag}", self._build, {}, self._built, self._seen),
             Step("verify", "every file and model against the manifest; that it fits", self._verify),
             Step("scan", "secrets, packages, Dockerfile", self._scan),
             *self._onwards(),
         ]
 
+    def lacking(self) -> list[str]:
+        """Return what would end the release, as far as it can be told before anything is done."""
+        lines = [line for line in (self._images.missing(), missing() if self._place else None) if line]
+        if self._environment and self._seen():
+            try:
+                self._fits()
+            except ReleaseError as error:
+                lines.append(str(error))
+        return lines
+
     def steps_back(self, released: Released) -> list[Step]:
         """Return what brings a version back that was released: its image is made again where the registry has lost it."""
         digest = released.results.get("digest")
-        if self._place and digest and self._place.digest(self._version) == digest:
+        if self._place and digest and self._pushed(released.results):
             about = f"its image is at {self._place.repository} as it was released"
             return [Step("find", about, lambda _results, _progress: dict(released.results)), *self._rendered()]
         return [Step("verify", f"{self._tag} in the store", self._verify), *self._onwards()]
@@ -137,10 +164,13 @@ class Shipping:
         return {"bento": self._tag, "manifest": manifest_digest(bento_path(self._tag))}
 
     def _built(self, results: Results) -> bool:
+        return self._seen() == {"bento": self._tag, "manifest": results["manifest"]}
+
+    def _seen(self) -> Results | None:
         try:
-            return manifest_digest(bento_path(self._tag)) == results["manifest"]
+            return {"bento": self._tag, "manifest": manifest_digest(bento_path(self._tag))}
         except BentoError:
-            return False
+            return None
 
     def _verify(self, _results: Results, progress: Progress) -> Results:
         with opened(self._tag) as place:
@@ -150,8 +180,13 @@ class Shipping:
                 f"{self._tag} is not what its manifest says: {_first(problems)}; `ekiben bento verify {self._tag}`"
             )
         if self._environment:  # before an image is made and pushed that cannot be served there
-            self._rendering("sha256:" + "0" * 64)
+            self._fits()
         return {}
+
+    def _fits(self) -> None:
+        """Render for images that are not made yet; raises ReleaseError where that cannot be."""
+        weights = {"weights": f"{self._name}-weights:0", "weights_digest": _NO_DIGEST}
+        self._rendering({"digest": _NO_DIGEST, **(weights if self._options.weights == "apart" else {})})
 
     def _scan(self, _results: Results, progress: Progress) -> Results:
         folder = bento_path(self._tag)
@@ -206,7 +241,7 @@ class Shipping:
         assert self._place is not None  # noqa: S101  as above
         if weights := results.get("weights"):
             place, version = self._weights_at(weights)
-            if place.digest(version) != results["weights_digest"]:
+            if "weights_digest" not in results or place.digest(version) != results["weights_digest"]:
                 return False
         return self._place.digest(self._version) == results["digest"]
 
@@ -220,13 +255,37 @@ class Shipping:
         """Return the name that a cluster pulls, or the environment file's where a folder was pushed to."""
         if self._place and not self._place.folder:
             return f"{self._place.repository}:{self._version}@{digest}"
-        named = self._environment.image if self._environment else self._name
-        repository = named.partition("@")[0]
-        head, slash, last = repository.rpartition("/")
-        return f"{head}{slash}{last.partition(':')[0]}:{self._version}"
+        head, slash, last = self._named()
+        return f"{head}{slash}{last}:{self._version}"
+
+    def _weights_image(self, results: Results) -> str:
+        """Return the name of the weights that a cluster mounts: beside the box's image, as they were pushed."""
+        place, version = self._weights_at(results["weights"]) if self._place else (None, results["weights"].rpartition(":")[2])
+        if place and not place.folder:
+            return f"{place.repository}:{version}@{results['weights_digest']}"
+        head, slash, _ = self._named()
+        return f"{head}{slash}{results['weights'].rpartition('/')[2].partition(':')[0]}:{version}"
+
+    def _named(self) -> tuple[str, str, str]:
+        """Return the folder, a slash and the name of the box's image, as the environment file has it."""
+        head, slash, last = (self._environment.image if self._environment else self._name).partition("@")[0].rpartition("/")
+        return head, slash, last.partition(":")[0]
+
+    def _mounted(self, results: Results) -> dict[str, Weights]:
+        """Return what is rendered of weights in place of what the environment file says; raises ReleaseError."""
+        assert self._environment is not None  # noqa: S101  nobody asks without one
+        told = self._environment.weights
+        if not (image := results.get("weights")) or told.source in {"pvc", "download"}:
+            return {}
+        if told.source == "image" and "source" in told.model_fields_set:
+            raise ReleaseError(
+                f"{self._options.env}: weights.source is image, and with --weights apart the image {image.rpartition('/')[2]} "
+                "has them: leave it out, and that one is mounted; or name pvc or download"
+            )
+        return {"weights": Weights(source="image-volume", image=self._weights_image(results))}
 
     def _render(self, results: Results, progress: Progress) -> Results:
-        made, image = self._rendering(results.get("digest", ""))
+        made, image = self._rendering(results)
         for line in made.advice:
             progress.note(f"note: {line}")
         try:
@@ -238,18 +297,19 @@ class Shipping:
         digest = hashlib.sha256("\0".join(f"{name}\0{text}" for name, text in sorted(made.files.items())).encode())
         return {"files": self._options.output, "rendered": f"sha256:{digest.hexdigest()}", "serves": image}
 
-    def _rendering(self, digest: str) -> tuple[Rendering, str]:
-        """Render the Bento's own bundle with an image of that digest, in memory; raises ReleaseError where it does not fit."""
+    def _rendering(self, results: Results) -> tuple[Rendering, str]:
+        """Render the Bento's own bundle with images as pushed, in memory; raises ReleaseError where it does not fit."""
         assert self._environment is not None  # noqa: S101  nobody asks without one
         source = bento_path(self._tag) / "src"
         # What kind of machine it is for is the environment file's to say.
         loaded = load_bundle(source / "bundle.yaml", packed=True, target=find_target("cuda"))
         box = box_of(loaded.bundle, read_lock(source / "bundle.lock"), self._version)
-        image = self._image(digest)
+        image = self._image(results.get("digest", ""))
+        told = {"image": image, **self._mounted(results)}
         try:
-            return render(box, self._environment.model_copy(update={"image": image}), self._options.target), image
+            return render(box, self._environment.model_copy(update=told), self._options.target), image
         except DoesNotFit as error:
-            raise ReleaseError(f"it does not fit {self._options.env}: {'; '.join(error.lines)}") from error
+            raise ReleaseError("\n  ".join([f"it does not fit {self._options.env}:", *error.lines])) from error
 
 
 def schema_here() -> str:
@@ -286,7 +346,7 @@ def _environment(path: str) -> Environment | None:
     try:
         return read_environment(Path(path))
     except BadEnvironment as error:
-        raise ReleaseError("; ".join(error.lines)) from error
+        raise ReleaseError("\n".join(error.lines)) from error
 
 
 def _first(lines: list[str]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +16,7 @@ from services.cli.console import Bar, DeviceOption, JsonOption, err, fail, load,
 app = typer.Typer(help="The Bento.", no_args_is_help=True)
 Which = Annotated[
     str | None,
-    typer.Argument(help="A tag, a Bento's folder, or an exported .bento file (default: the Bento that this folder makes)."),
+    typer.Argument(help="A tag, a version, a Bento's folder, or an exported .bento file (default: what this folder makes)."),
 ]
 
 
@@ -40,7 +42,9 @@ def bento_build(device: DeviceOption = None) -> None:
     load(None, device, folders=False)
     with reported(), Bar() as bar:
         tag = build(bar, find_target(device) if device else None)
-    out.print(tag or f"{_here()} is in the store", markup=False)
+    if tag is None:
+        err.print("it is in the store already", markup=False)
+    sys.stdout.write(f"{tag or _here()}\n")
 
 
 @app.command("list")
@@ -64,6 +68,9 @@ def bento_list(as_json: JsonOption = False) -> None:  # noqa: FBT002  typer's wa
     if as_json:
         sys.stdout.write(json.dumps(rows) + "\n")
         return
+    if not rows:
+        err.print(f"the store has no Bento of {name}; `ekiben bento build` makes one", markup=False)
+        return
     told = [[row["tag"], row["model"] or "not from `ekiben bento build`", "this folder's" if row["here"] else ""] for row in rows]
     _print([["bento", "model", ""], *told])
 
@@ -74,7 +81,7 @@ def bento_inspect(which: Which = None, as_json: JsonOption = False) -> None:  # 
     from services.manifest import PackedAdapter, PackedIndex, PackedModel, manifest_digest, read_manifest
     from services.verification import opened
 
-    with reported(), opened(which or _here()) as place:
+    with reported(), opened(_which(which)) as place:
         manifest, digest = read_manifest(place.folder), manifest_digest(place.folder)
     if as_json:
         sys.stdout.write(json.dumps(manifest.model_dump(exclude_none=True), indent=2, sort_keys=True, ensure_ascii=False) + "\n")
@@ -114,7 +121,7 @@ def bento_verify(
     from services.manifest import manifest_digest
     from services.verification import opened, verify
 
-    with reported(), opened(which or _here()) as place:
+    with reported(), opened(_which(which)) as place:
         found = manifest_digest(place.folder)
         with Bar() as bar:
             problems = verify(place, bar)
@@ -133,21 +140,24 @@ def bento_verify(
 
 @app.command("diff")
 def bento_diff(
-    one: Annotated[str, typer.Argument(help="A tag, a Bento's folder, or an exported .bento file.")],
-    other: Annotated[str, typer.Argument(help="The one to compare it with.")],
+    one: Annotated[str, typer.Argument(help="A tag, a version, a Bento's folder, or an exported .bento file.")],
+    other: Annotated[str | None, typer.Argument(help="The one to compare it with (default: the Bento of this folder).")] = None,
     as_json: JsonOption = False,  # noqa: FBT002  typer's way
 ) -> None:
-    """Print what changed from one Bento to another: models, adapters, indexes, prompts, policies, packages, files."""
+    """Print what changed from one Bento to another: models, adapters, indexes, prompts, policies, packages, files.
+
+    Manifests are compared; whether a Bento is what its manifest says is `ekiben bento verify`'s to tell.
+    """
     from services.manifest import changes, read_manifest
     from services.verification import opened
 
-    with reported(), opened(one) as before, opened(other) as after:
+    with reported(), opened(_which(one)) as before, opened(_which(other)) as after:
         found = changes(read_manifest(before.folder), read_manifest(after.folder))
     if as_json:
         sys.stdout.write(json.dumps([change._asdict() for change in found], ensure_ascii=False) + "\n")
         return
     if not found:
-        out.print("the same", markup=False)
+        out.print("the manifests are the same; files were not read: `ekiben bento verify` does", markup=False)
     for change in found:
         out.print(f"{change.what}: {change.before or '(none)'} -> {change.after or '(none)'}", markup=False)
 
@@ -158,7 +168,7 @@ def bento_digest(which: Which = None) -> None:
     from services.manifest import manifest_digest
     from services.verification import opened
 
-    with reported(), opened(which or _here()) as place:
+    with reported(), opened(_which(which)) as place:
         sys.stdout.write(manifest_digest(place.folder) + "\n")
 
 
@@ -176,15 +186,29 @@ def bento_sbom(
     from services.sbom import installed_license, sbom
     from services.verification import opened
 
-    with reported(), opened(which or _here()) as place:
+    with reported(), opened(_which(which)) as place:
         manifest = read_manifest(place.folder)
         pins = locked((place.folder / LOCKED).read_text(encoding="utf-8"))
         text = sbom(manifest, manifest_digest(place.folder), pins, installed_license)
     if file is None:
         sys.stdout.write(text)
         return
-    file.write_text(text, encoding="utf-8")
+    part = file.with_name(f"{file.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(file)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        fail(f"{file} cannot be written: {error.strerror}")
     out.print(f"wrote {file}", markup=False)
+
+
+def _which(told: str | None) -> str:
+    """Return what was named, a version as the tag of this bundle's Bento."""
+    if told is None or not re.fullmatch("[0-9a-f]{16}", told) or Path(told).exists():
+        return told or _here()
+    return f"{_here().partition(':')[0]}:{told}"
 
 
 def _here() -> str:

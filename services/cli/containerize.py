@@ -25,7 +25,7 @@ def image(  # noqa: PLR0913  an image has many settings
         Weights,
         typer.Option("--weights", help="In the image, each model a layer; or apart, in an image of their own to be mounted."),
     ] = "image",
-    target: Annotated[Target, typer.Option("--target", help="What the engine will run on.")] = "cpu",
+    target: Annotated[Target, typer.Option("--target", "--device", help="What the engine will run on.")] = "cpu",
     base: Annotated[
         str | None, typer.Option("--base-image", metavar="IMAGE", help="A Debian with Python 3.11 (default: the Bento's).")
     ] = None,

@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
@@ -33,12 +34,14 @@ def database_status(as_json: JsonOption = False) -> None:  # noqa: FBT002  typer
     """
     from accounts.schema import BASE, known
 
-    status = _on_schema(lambda schema: schema.status())
+    missing = _missing()
+    status = _on_schema(lambda schema: schema.status(), "sqlite://" if missing else None)
     about = {one.id: one.about for one in known()}
     if as_json:
         sys.stdout.write(json.dumps(status._asdict()) + "\n")
     else:
-        out.print(f"schema: {status.current or 'none yet: the database is empty'}", markup=False)
+        none = f"none yet: there is no database at {missing}" if missing else "none yet: the database is empty"
+        out.print(f"schema: {status.current or none}", markup=False)
         out.print(f"this version knows: {status.known}", markup=False)
         if status.oldest:
             out.print(f"may be used by versions that know: {status.oldest} or later", markup=False)
@@ -63,7 +66,11 @@ def database_upgrade(
     status = _on_schema(lambda schema: schema.status())
     target = _named(to or status.known)
     if sql:
-        _pending(status.pending, target, status.current)
+        if target == status.current:
+            err.print(f"the schema is {target} already", markup=False)
+            return
+        if target not in status.pending:
+            fail(f"the schema is {status.current or 'none yet'}; nothing lies between it and {target}")
         sys.stdout.write(statements(_dialect(), status.current or BASE, target))
         return
     ending = [one for one in status.contracts if one <= target]
@@ -90,6 +97,11 @@ def database_downgrade(
 
     target = _named(to)
     status = _on_schema(lambda schema: schema.status())
+    if target == status.current:
+        err.print(f"the schema is {target} already", markup=False)
+        if as_json:
+            sys.stdout.write(json.dumps({"schema": target, "deleted": []}) + "\n")
+        return
     losses = _on_schema(lambda schema: schema.lost(to))
     if sql:
         sys.stdout.write(statements(_dialect(), status.current or BASE, target))
@@ -105,11 +117,6 @@ def database_downgrade(
         out.print(f"schema: {target}", markup=False)
 
 
-def _pending(pending: list[str], target: str, current: str | None) -> None:
-    if target not in pending:
-        fail(f"the schema is {current} already; nothing lies between it and {target}")
-
-
 def _named(name: str) -> str:
     from accounts.schema import BASE, Unfit, named
 
@@ -122,19 +129,26 @@ def _named(name: str) -> str:
 
 def _told(loss: Loss) -> str:
     if loss.column is None:
-        return f"table {loss.table} ({loss.rows} rows)"
-    return f"column {loss.column} of {loss.table} ({loss.rows} rows hold something in it)"
+        return f"table {loss.table} ({loss.rows} row{'' if loss.rows == 1 else 's'})"
+    return f"column {loss.column} of {loss.table} (rows that hold something in it: {loss.rows})"
 
 
 def _dialect() -> str:
     return load_settings().database.partition(":")[0]
 
 
-def _on_schema(what: Callable[[Schema], _T]) -> _T:
+def _missing() -> Path | None:
+    """Return the file of the database where there is none yet: to look does not make it."""
+    url = load_settings().database
+    file = Path(url.removeprefix("sqlite:///").partition("?")[0])
+    return file if url.startswith("sqlite:///") and not file.exists() else None
+
+
+def _on_schema(what: Callable[[Schema], _T], url: str | None = None) -> _T:
     from accounts.database import DatabaseUnavailable, SchemaMismatch, connected, on_schema
 
     async def done() -> _T:
-        async with connected(load_settings().database) as engine:
+        async with connected(url or load_settings().database) as engine:
             return await on_schema(engine, what)
 
     try:

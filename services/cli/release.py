@@ -47,7 +47,9 @@ def release(  # noqa: PLR0913  a release has many settings
     wheels: Annotated[Path | None, typer.Option(metavar="FOLDER", help="As `ekiben containerize` takes it.")] = None,
     opt: Annotated[list[str] | None, typer.Option(metavar="KEY[=VALUE]", help="An option for the backend.")] = None,
     require_scan: Annotated[bool, typer.Option("--require-scan", help="Fail where something could not be scanned.")] = False,  # noqa: FBT002  typer's way
-    plan: Annotated[bool, typer.Option("--plan", help="Print what would be done, and do nothing.")] = False,  # noqa: FBT002
+    plan: Annotated[  # noqa: FBT002  typer's way
+        bool, typer.Option("--plan", help="Print what would be done, and do nothing; 1 where it could not be.")
+    ] = False,
     yes: YesOption = False,  # noqa: FBT002
     as_json: JsonOption = False,  # noqa: FBT002
 ) -> None:
@@ -61,18 +63,23 @@ def release(  # noqa: PLR0913  a release has many settings
         return
     from services.bento import tag_here
     from services.release import Walk
+    from services.scan import absent
     from services.shipping import Options, Shipping, schema_here
 
-    options = Options(
-        to=to, plain_http="yes" if plain_http else "", env=_absolute(env), target=target, output=_absolute(output),
-        backend=backend, weights=weights, device=device, base=base, builder=builder, wheels=_absolute(wheels),
-        opt="\n".join(opt or ()),
-    )  # fmt: skip
     with reported():
+        options = Options(
+            to=to, plain_http="yes" if plain_http else "", env=_absolute(env), target=target, output=_absolute(output),
+            backend=backend, weights=weights, device=device, base=base, builder=builder, wheels=_absolute(wheels),
+            opt="\n".join(opt or ()),
+        )  # fmt: skip
         tag, journal = tag_here(), _journal()
-        walk = Walk(tag, Shipping(tag, options, _images(options), require_scan=require_scan).steps(), journal)
-        planned = walk.plan()
-        _show(f"release {tag}", planned, as_json=as_json and plan)
+        shipping = Shipping(tag, options, _images(options), require_scan=require_scan)
+        walk = Walk(tag, shipping.steps(), journal)
+        _show(f"release {tag}", walk.plan(), result=plan, as_json=as_json and plan)
+        for line in absent() if plan else ():
+            err.print(f"NOT SCANNED: {line}", markup=False)
+        if lacking := shipping.lacking():
+            fail("\n".join(lacking))
         if plan:
             return
         if not agreed(f"release {tag}?", yes=yes):
@@ -105,10 +112,11 @@ def release_rollback(
     yes: YesOption = False,  # noqa: FBT002
     as_json: JsonOption = False,  # noqa: FBT002
 ) -> None:
-    """Go back to an earlier release: its image is looked for, or made and pushed again, and it is rendered with its own bundle.
+    """Go back to an earlier release: its image is looked for, or made and pushed again, with the options of then.
 
-    What differs is said first. It is pushed and rendered as it was then; --env names another environment file. The database
-    is left as it is: where the earlier version cannot use its schema, that is said with the command for it, and nothing is done.
+    What differs is said first. Manifests are rendered anew, of that version's bundle and of the environment file as it is now;
+    --env names another one. The database is left as it is: where the earlier version cannot use its schema, that is said with
+    the command for it, and nothing is done.
     """
     from services.release import Walk, earlier
     from services.shipping import Options, Shipping, differences, schema_trouble
@@ -121,7 +129,14 @@ def release_rollback(
         changes, schema = differences(stands, target), _schema() or stands.schema_
         trouble = schema_trouble(schema, target)
         walk = Walk(target.bento, Shipping(target.bento, options, _images(options)).steps_back(target), journal)
-        _show(f"roll back from {stands.bento} to {target.bento}", walk.plan(), changes, schema, as_json=as_json and dry_run)
+        _show(
+            f"roll back from {stands.bento} to {target.bento}",
+            walk.plan(),
+            changes,
+            schema,
+            result=dry_run,
+            as_json=as_json and dry_run,
+        )
         if trouble:
             fail(trouble)
         if dry_run:
@@ -165,7 +180,13 @@ def _told(done: Released, steps: list[Walked], *, as_json: bool) -> None:
 
 
 def _show(
-    title: str, planned: list[Planned], changes: list[str] | None = None, schema: str | None = None, *, as_json: bool
+    title: str,
+    planned: list[Planned],
+    changes: list[str] | None = None,
+    schema: str | None = None,
+    *,
+    result: bool,
+    as_json: bool,
 ) -> None:
     if as_json:
         told: dict[str, Any] = {"plan": [step._asdict() for step in planned]}
@@ -173,13 +194,15 @@ def _show(
             told |= {"changes": changes, "schema": schema}
         sys.stdout.write(json.dumps(told) + "\n")
         return
-    err.print(title, markup=False)
+    # What was asked for is a result; before a question it is a remark.
+    where = out if result else err
+    where.print(title, markup=False)
     for line in changes or ():
-        err.print(f"  {line}", markup=False)
+        where.print(f"  {line}", markup=False)
     if schema:
-        err.print(f"  the database's schema stays {schema}", markup=False)
+        where.print(f"  the database's schema stays {schema}", markup=False)
     for step in planned:
-        err.print(f"  {step.name:<14}{step.about}{'' if step.runs else ': is there'}", markup=False)
+        where.print(f"  {step.name:<14}{step.about}{'' if step.runs else ': is there'}", markup=False)
 
 
 def _journal() -> Journal:

@@ -1,4 +1,4 @@
-"""`ekiben snapshot`: a warmed engine on disk, which is up again in about a second."""
+"""`ekiben snapshot`: a warmed engine on disk, which is up again in a second or two."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from deploy.criu import Criu
     from deploy.snapshot import Manifest
 
-app = typer.Typer(help="Snapshots of the warmed engine: up in about a second.", no_args_is_help=True)
+app = typer.Typer(help="Snapshots of the warmed engine: up in a second or two.", no_args_is_help=True)
 NameArgument = Annotated[
     str | None, typer.Argument(help="Which one (default: that of this box on this machine).", metavar="NAME")
 ]

@@ -96,7 +96,7 @@ def test_nothing_of_the_machine_is_in_it(built, version):
 def test_building_again_does_nothing(built, version):
     before = tree(built[0].bento(version))
 
-    assert "is in the store" in built[0].run("build")
+    assert built[0].run("build") == f"ekiben:{version}\n"
     assert tree(built[0].bento(version)) == before
 
 

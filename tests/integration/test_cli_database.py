@@ -43,7 +43,7 @@ def test_forward_and_back(url):
     made = asyncio.run(_made(url))
     refused = ekiben("downgrade", "--to", "base")
     assert refused.exit_code == 1
-    assert "will be deleted: table keys (1 rows)" in refused.stderr
+    assert "will be deleted: table keys (1 row)" in refused.stderr
     assert "There is no terminal to ask on; give --yes." in refused.stderr
     assert asyncio.run(_list(url)) == [made]
     assert "DROP TABLE keys" in ekiben("downgrade", "--to", "base", "--sql").stdout
@@ -52,6 +52,38 @@ def test_forward_and_back(url):
     done = ekiben("downgrade", "--to", "base", "--yes", "--json")
     assert json.loads(done.stdout)["deleted"][1] == {"table": "keys", "column": None, "rows": 1}
     assert json.loads(ekiben("status", "--json").stdout)["current"] is None
+
+
+def test_where_there_is_nothing_to_do_that_is_a_remark(url):
+    assert ekiben("upgrade").exit_code == 0
+    for arguments in (["upgrade", "--sql"], ["downgrade", "--to", "0001"]):
+        done = ekiben(*arguments)
+        assert (done.exit_code, done.stdout, done.stderr) == (0, "", "the schema is 0001 already\n")
+    done = ekiben("downgrade", "--to", "0001", "--json")
+
+    assert json.loads(done.stdout) == {"schema": "0001", "deleted": []}
+
+
+def test_to_look_makes_no_database(tmp_path, monkeypatch):
+    file = tmp_path / "deep" / "ekiben.db"
+    monkeypatch.setenv("EKIBEN_DATABASE_URL", f"sqlite:///{file}")
+    monkeypatch.setenv("COLUMNS", "300")
+    done = ekiben("status")
+
+    assert done.exit_code == 0
+    assert f"none yet: there is no database at {file}" in done.stdout
+    assert "pending: 0001" in done.stdout
+    assert not file.parent.exists()
+
+
+def test_messages_name_no_driver(tmp_path, monkeypatch):
+    (tmp_path / "ekiben.db").write_text("no database")
+    monkeypatch.setenv("EKIBEN_DATABASE_URL", f"sqlite:///{tmp_path}/ekiben.db")
+    done = ekiben("status")
+
+    assert done.exit_code == 1
+    assert "sqlite:///" in done.stderr.replace("\n", "")
+    assert "aiosqlite" not in done.stderr
 
 
 @pytest.mark.parametrize(

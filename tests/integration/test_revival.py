@@ -181,3 +181,31 @@ def test_one_that_does_not_get_warm_is_reported_with_what_it_said(tmp_path):
         dump(CRIU, program(tmp_path, "raise SystemExit('no such model')"), tmp_path / IMAGES, limit=30)
     with pytest.raises(RevivalFailed, match="not warm after 1 s"):
         dump(CRIU, program(tmp_path, "import time; time.sleep(100)"), tmp_path / IMAGES, limit=1)
+
+
+def continued_into(snapshot, output):
+    port = free_port()
+    process = revive(CRIU, *snapshot, Handover("127.0.0.1", port, None), output=output)
+    try:
+        ask(port)
+    finally:
+        namespace.end(process, seconds=10)
+
+
+def test_its_output_goes_behind_what_is_in_a_log(snapshot, tmp_path):
+    log = tmp_path / "log"
+    log.write_text("before\n")
+    with log.open("r+") as file:
+        file.seek(0, 2)
+        continued_into(snapshot, file.fileno())
+        file.write("after\n")
+
+    assert log.read_text() == "before\nlistening\nafter\n"
+
+
+def test_its_output_goes_to_a_socket_such_as_the_journals(snapshot):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        continued_into(snapshot, theirs.fileno())
+
+        assert ours.recv(100) == b"listening\n"

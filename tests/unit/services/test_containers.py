@@ -5,12 +5,16 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
 from deploy.container import Image
 from services import containers
 from services.containers import ContainerError, Packed, Request, stage
+from services.digests import file_digests, stored_files
+from services.manifest import Manifest, PackedModel, bento_files
+from tests.cards import card
 
 LOCK = "aiohttp==3.14.5 \\\n    --hash=sha256:aa\nuv==0.13.9 \\\n    --hash=sha256:dd\n"
 
@@ -24,7 +28,6 @@ def packed(tmp_path, monkeypatch):
         "env/docker/Dockerfile": "FROM x\n", "env/docker/entrypoint.sh": "exec\n",
         "env/python/requirements.txt": LOCK, "src/requirements/cpu.txt": LOCK, "src/deploy/trim.py": "pass\n",
         "src/services/api.py": "x = {'a', 'b', 'c'}\n", "src/guards/weights.npz": "weights",
-        "models/tiny/1/x": "an exported one's",
     }  # fmt: skip
     for name, text in files.items():
         (bento / name).parent.mkdir(parents=True, exist_ok=True)
@@ -32,6 +35,14 @@ def packed(tmp_path, monkeypatch):
     model.mkdir(parents=True)
     (model / "model.safetensors").write_text("numbers")
     (model / "model.safetensors").chmod(0o600)
+    (model / "model.yaml").write_text(card("tiny:1"))
+    packed = PackedModel(
+        tag="tiny:1", bytes=7, files=file_digests(model, stored_files(model)), source="path:m", revision="1", recipe="none"
+    )
+    files = file_digests(bento, bento_files(bento))
+    Manifest(name="box", version="1", model=packed, python="3.11", packages={}, hashes=0, files=files).write(bento)
+    (bento / "models" / "tiny" / "1").mkdir(parents=True)
+    (bento / "models" / "tiny" / "1" / "x").write_text("an exported one's")
     monkeypatch.setattr(containers, "stored_path", lambda tag: tmp_path / "store" / tag.replace(":", "/"))
     return Packed(bento, "box:1", ["tiny:1"], Image("base:1", models=["tiny/1"]))
 
@@ -39,7 +50,7 @@ def packed(tmp_path, monkeypatch):
 def staged(packed, folder):
     """Everything in a build's context, as a builder sees it."""
     folder.mkdir()
-    stage(packed, Request("box:1"), folder)
+    stage(packed, Request(packed.tag), folder)
     return {
         path.relative_to(folder).as_posix(): (
             path.stat().st_mode,
@@ -56,10 +67,52 @@ def test_each_layer_gets_its_own_and_no_other_ones(packed, tmp_path):
 
     assert files == {
         "Dockerfile", "Dockerfile.weights", "environment/requirements.txt", "environment/uv.txt", "environment/trim.py",
-        "models/tiny/1/model.safetensors", "data/src/guards/weights.npz", "code/bento.yaml", "code/README.md",
+        "models/tiny/1/model.safetensors", "models/tiny/1/model.yaml", "data/src/guards/weights.npz",
+        "code/bento.yaml", "code/README.md",
+        "code/manifest.json",
         "code/env/docker/entrypoint.sh", "code/src/deploy/trim.py", "code/src/services/api.py",
         f"code/src/services/__pycache__/api.{version}.pyc", f"code/src/deploy/__pycache__/trim.{version}.pyc",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("altered", "told"),
+    [
+        ("bento/src/services/api.py", "src/services/api.py was changed"),
+        ("bento/src/requirements/cpu.txt", "src/requirements/cpu.txt was changed"),
+        ("bento/env/docker/entrypoint.sh", "env/docker/entrypoint.sh was changed"),
+        ("bento/src/extra.py", "src/extra.py was added"),
+        ("bento/hf-models/x", "hf-models/x was added"),
+        ("store/tiny/1/model.safetensors", "model tiny:1: model.safetensors was changed"),
+        ("store/tiny/1/__pycache__/x.pyc", "model tiny:1: __pycache__/x.pyc was added"),
+    ],
+)
+def test_a_bento_that_was_altered_becomes_no_image(packed, tmp_path, altered, told):
+    (tmp_path / altered).parent.mkdir(exist_ok=True)
+    (tmp_path / altered).write_text("altered")
+    (tmp_path / "context").mkdir()
+
+    with pytest.raises(ContainerError, match=f"box:1 is not what its manifest says: {told};"):
+        stage(packed, Request("box:1"), tmp_path / "context")
+
+
+def test_a_bento_without_its_own_manifest_becomes_no_image(packed, tmp_path):
+    with pytest.raises(ContainerError, match="its manifest is of box:1"):
+        stage(replace(packed, tag="box:2"), Request("box:2"), tmp_path / "first")
+    (packed.path / "manifest.json").unlink()
+    with pytest.raises(ContainerError, match="`ekiben bento build`"):
+        stage(packed, Request("box:1"), tmp_path / "second")
+
+
+def test_bytecode_beside_the_code_is_left_and_made_anew(packed, tmp_path):
+    first = staged(packed, tmp_path / "first")
+    planted = (
+        packed.path / "src" / "services" / "__pycache__" / f"api.cpython-{sys.version_info.major}{sys.version_info.minor}.pyc"
+    )
+    planted.parent.mkdir()
+    planted.write_bytes(b"another program")
+
+    assert staged(packed, tmp_path / "second") == first
 
 
 def test_the_same_bento_is_staged_in_the_same_bytes_times_and_modes(packed, tmp_path):

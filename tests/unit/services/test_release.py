@@ -1,6 +1,7 @@
 """Releases: planned, walked, resumed, recorded, and which one to go back to."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -96,6 +97,16 @@ def test_other_inputs_do_again_what_follows_from_them(world, journal, change, ag
     walk(world, journal)
 
     assert walk(world, journal, **change) == again
+
+
+def test_what_is_there_without_a_record_is_not_made_again(world, journal):
+    build, *others = world.steps()
+    world.image = "i0"
+    again = Walk("box:1", [replace(build, seen=lambda: {"image": "i0"}), *others], journal)
+
+    assert [step.name for step in again.plan() if step.runs] == ["scan", "push"]
+    assert again.run(Quiet(), world.told.append)["digest"] == "d-i0"
+    assert world.ran == ["scan", "push"]
 
 
 def test_what_is_not_there_any_more_is_made_again(world, journal):

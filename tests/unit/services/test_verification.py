@@ -1,15 +1,22 @@
 """A Bento beside its manifest: what was altered is named."""
 
 import io
+import shlex
 import shutil
+import subprocess
 import tarfile
 
+import numpy as np
 import pytest
 import yaml
+from langchain_core.documents import Document
 
-from services.digests import file_digests, stored_files
-from services.manifest import BentoError, Manifest, PackedModel, bento_files
+from rag.embedded import EmbeddedStore
+from rag.embedding import NoEmbeddings
+from services.digests import file_digests, rows_digest, stored_files
+from services.manifest import BentoError, Manifest, PackedModel, bento_files, read_manifest
 from services.verification import Place, opened, verify
+from tests.cards import card
 
 
 class Silent:
@@ -28,7 +35,12 @@ def bento(tmp_path):
     """An exported Bento: its model travels in it."""
     folder = tmp_path / "box"
     model = folder / "models" / "m" / "1"
-    for name, text in {"src/a.py": "a = 1\n", "src/b.py": "", "models/m/1/w": "weights", "models/m/1/model.yaml": "now"}.items():
+    for name, text in {
+        "src/a.py": "a = 1\n",
+        "src/b.py": "",
+        "models/m/1/w": "weights",
+        "models/m/1/model.yaml": card("m:1"),
+    }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     info = {"name": "box", "version": "v1", "services": [{"models": [{"tag": "m:1"}]}]}
@@ -46,7 +58,8 @@ def problems(folder):
 
 
 def test_what_was_built_is_in_order(bento):
-    (bento / "models" / "m" / "1" / "model.yaml").write_text("another time")
+    (bento / "models" / "m" / "latest").write_text("1")
+    (bento / "models" / "m" / "1" / "model.yaml").write_text(card("m:1", creation_time="2027-01-01T00:00:00+00:00"))
 
     assert problems(bento) == []
 
@@ -72,6 +85,90 @@ def test_a_model_altered_is_named(bento):
     (bento / "models" / "m" / "1" / "extra.py").write_text("")
 
     assert problems(bento) == ["model m:1: extra.py was added", "model m:1: w was changed"]
+
+
+@pytest.mark.parametrize(
+    ("altered", "told"),
+    [
+        ("models/other/1/w", "models/other/1 was added"),
+        ("models/m/2/deep/w", "models/m/2 was added"),
+        ("models/m/extra", "models/m/extra was added"),
+        ("models/m/latest", "models/m/latest was added"),
+        ("models/extra", "models/extra was added"),
+        ("hf-models/other/w", "hf-models/other/w was added"),
+        ("models/m/1/__pycache__/w.pyc", "model m:1: __pycache__/w.pyc was added"),
+        ("models/m/1/lance/w", "model m:1: lance/w was added"),
+        ("models/m/1/model.yaml", "model m:1: model.yaml was changed"),
+    ],
+)
+def test_what_travels_along_and_is_not_listed_is_named(bento, altered, told):
+    (bento / altered).parent.mkdir(parents=True, exist_ok=True)
+    (bento / altered).write_text("altered")
+
+    assert problems(bento) == [told]
+
+
+def test_a_folder_behind_a_link_is_named(bento, tmp_path):
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (bento / "models" / "m" / "1" / "more").symlink_to(tmp_path / "elsewhere")
+    (bento / "models" / "m" / "2").symlink_to(tmp_path / "elsewhere")
+
+    assert problems(bento) == [
+        "model m:1: more is a link", "models/m/2 was added", "models/m/1/more is a link", "models/m/2 is a link",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"module": "evil"}, "module"),
+        ({"version": "2"}, "version"),
+        ({"options": {"x": 1}, "signatures": {"run": {}}}, "options, signatures"),
+        ({"more": 1}, "more"),
+        ({"context": None}, "context"),
+        ({"metadata": {"source": "path:x", "recipe": "w8a8"}}, "metadata.recipe"),
+        ({"metadata": {"source": "hf:other@1"}}, "metadata.source"),
+        ({"metadata": {"more": "x"}}, "metadata.more"),
+    ],
+)
+def test_a_card_that_says_what_was_not_written_is_named(bento, changed, told):
+    (bento / "models" / "m" / "1" / "model.yaml").write_text(card("m:1", **changed))
+
+    assert problems(bento) == [f"model m:1: model.yaml was changed: {told}"]
+
+
+def test_bytecode_of_code_that_was_run_in_place_is_told_with_its_remedy(bento):
+    for name in ("a", "b"):
+        (bento / "src" / "__pycache__").mkdir(exist_ok=True)
+        (bento / "src" / "__pycache__" / f"{name}.pyc").write_bytes(b"x")
+    [line] = problems(bento)
+
+    assert line.startswith("src/__pycache__/a.pyc was added, and 2 files of bytecode in all")
+    command = line.rpartition("remove them: ")[2].strip("`")
+    subprocess.run(shlex.split(command), check=True)
+    assert problems(bento) == []
+
+
+def test_what_lies_beside_the_rows_of_an_index_is_named(bento):
+    folder = bento / "models" / "m" / "1"
+    store = EmbeddedStore(folder, NoEmbeddings())
+    store.put([Document(page_content="seats are numbered", id=one) for one in "ab"], np.ones((2, 2), dtype=np.float32))
+    store.put([Document(page_content="luggage is free", id="b")], np.ones((1, 2), dtype=np.float32))
+    store.delete(["a"])
+    store.finish()
+    manifest = read_manifest(bento)
+    told = {"files": file_digests(folder, stored_files(folder)), "rows": rows_digest(folder)}
+    manifest.model_copy(update={"model": manifest.model.model_copy(update=told)}).write(bento)
+    assert problems(bento) == []
+    for name in ("lance/x.py", "lance/other.lance/data/a.lance", "lance/chunks.lance/data/x.sh"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("")
+
+    assert problems(bento) == [
+        "model m:1: lance/chunks.lance/data/x.sh was added",
+        "model m:1: lance/other.lance/data/a.lance was added",
+        "model m:1: lance/x.py was added",
+    ]
 
 
 def test_a_model_that_is_not_there(bento):
