@@ -52,7 +52,8 @@ class Activator:
     def __init__(self, front: Front, starter: Starter, limits: Limits | None = None, *, metrics_apart: bool = False) -> None:
         self._front, self._metrics = front, ActivatorMetrics()
         self._client: aiohttp.ClientSession | None = None
-        self._life = Lifecycle(starter, self._probe, limits, metrics=self._metrics)
+        self._last_answer = "none"
+        self._life = Lifecycle(starter, self._probe, limits, metrics=self._metrics, said=lambda: self._last_answer)
         self.app = web.Application(client_max_size=front.max_body_bytes)
         for path in sorted({f"{PREFIX}/health", *front.health_paths}):
             self.app.router.add_get(path, self._health)
@@ -62,6 +63,11 @@ class Activator:
         self.metrics_app = web.Application()
         for path in (METRICS, f"{PREFIX}{METRICS}"):
             self.metrics_app.router.add_get(path, self._page)
+
+    @property
+    def upstream(self) -> str:
+        """URL of what stands behind."""
+        return self._front.upstream
 
     @property
     def life(self) -> Lifecycle:
@@ -170,8 +176,10 @@ class Activator:
         url = URL(self._front.upstream + self._front.ready_path, encoded=True)
         try:
             async with self._open().get(url, timeout=_PROBE, allow_redirects=False) as response:
+                self._last_answer = f"{self._front.ready_path}: {response.status} {response.reason or ''}".strip()
                 return response.status == HTTPStatus.OK
-        except (aiohttp.ClientError, TimeoutError):
+        except (aiohttp.ClientError, TimeoutError) as error:
+            self._last_answer = f"{self._front.ready_path}: {error or type(error).__name__}"
             return False
 
     def _open(self) -> aiohttp.ClientSession:

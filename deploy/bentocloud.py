@@ -28,12 +28,13 @@ def bentocloud(release: Release) -> dict[str, Any]:
             "cold_start_timeout": told.wake_seconds if is_engine and told.sleeps else None,
         })  # fmt: skip
     services["engine"]["config_overrides"] = {"traffic": {"concurrency": release.concurrency}}
+    settings = {**({"EKIBEN_ENGINE_URL": cloud.engine_url} if cloud.engine_url else {}), **told.settings}
     content: dict[str, Any] = {
         "name": told.name or box.name,
         "bento": box.tag,
         "cluster": cloud.cluster,
         "access_authorization": not box.open_to_all,
-        "envs": [{"name": name, "value": value} for name, value in sorted(told.settings.items())],
+        "envs": [{"name": name, "value": value} for name, value in sorted(settings.items())],
         "secrets": list(cloud.secrets),
         "services": services,
     }

@@ -14,7 +14,7 @@ from deploy.rules import rules
 _BEHIND_PORT = ENGINE_PORT + 1
 """Where vLLM listens in the engine's container, behind the activator."""
 _QDRANT_PORT = 6333
-_REQUIRED = ":?set it in .env"
+_REQUIRED = ":?set it in .env, as .env.example says"
 
 
 def compose(release: Release) -> dict[str, Any]:

@@ -16,13 +16,22 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from typing_extensions import TypedDict
 
 from deploy.measured import Measured
-from deploy.quantity import Quantity
+from deploy.quantity import QUANTITY, Quantity
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,50}[a-z0-9])?$", description="a name as Kubernetes wants it")]
+_NAME = r"^[a-z0-9]([-a-z0-9]{0,50}[a-z0-9])?$"
+_IMAGE = r"^[a-z0-9][a-z0-9._-]*(:[0-9]+)?(/[a-z0-9._-]+)*(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?$"
+_SECRET = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"  # noqa: S105  of its name
+_KEY = r"^[-._a-zA-Z0-9]+$"
+_VARIABLE, _SETTING = "^[A-Za-z_][A-Za-z0-9_]*$", "^EKIBEN_[A-Z_]+$"
+_URL, _DIGEST = r"^https?://[^@\s]+$", "^[0-9a-f]{64}$"
+_METRIC, _GATEWAY = r"^[a-z_:][a-z0-9_:]*$", r"^([a-z0-9-]+/)?[a-z0-9-]+$"
+_HOST, _ADDRESS = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", r"^[0-9.]+:[0-9]+$"
+_LONGEST_QUANTITY = 16
+Name = Annotated[str, Field(pattern=_NAME, description="a name as Kubernetes wants it")]
 Image = Annotated[
     str,
     Field(
-        pattern=r"^[a-z0-9][a-z0-9._-]*(:[0-9]+)?(/[a-z0-9._-]+)*(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?$",
+        pattern=_IMAGE,
         examples=["registry.example.com/ekiben:0123456789abcdef"],
     ),
 ]
@@ -49,8 +58,8 @@ class BadEnvironment(ValueError):
 class SecretKey(Strict):
     """A key of a Secret that is in the namespace already."""
 
-    name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$", description="of the Secret")
-    key: str = Field(pattern=r"^[-._a-zA-Z0-9]+$", description="in the Secret")
+    name: str = Field(pattern=_SECRET, description="of the Secret")
+    key: str = Field(pattern=_KEY, description="in the Secret")
 
     @model_validator(mode="before")
     @classmethod
@@ -73,7 +82,7 @@ class Secrets(Strict):
     database_url: SecretKey | None = Field(default=None, description="EKIBEN_DATABASE_URL: postgresql://USER:PASSWORD@HOST/NAME")
     redis_url: SecretKey | None = Field(default=None, description="EKIBEN_REDIS_URL: redis://HOST:6379")
     alert_webhook: SecretKey | None = Field(default=None, description="EKIBEN_ALERT_WEBHOOK")
-    variables: dict[Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")], SecretKey] = Field(
+    variables: dict[Annotated[str, Field(pattern=_VARIABLE)], SecretKey] = Field(
         default_factory=dict,
         description="${VARIABLE}s that bundle.yaml names: keys of upstreams, passwords of stores (Qdrant, pgvector)",
     )
@@ -173,7 +182,7 @@ class Engine(Nodes):
     )
     idle_seconds: int = Field(default=600, ge=10, description="without a request, before it goes to sleep")
     queue_metric: str | None = Field(
-        default=None, pattern=r"^[a-z_:][a-z0-9_:]*$",
+        default=None, pattern=_METRIC,
         description="plain, more than one engine: the custom metric of waiting requests a pod, as the cluster's metrics "
                     "adapter names it",
     )  # fmt: skip
@@ -185,8 +194,8 @@ class Engine(Nodes):
 class Download(Strict):
     """An archive (.tar, .tar.gz) of the model store's folders, brought to the claim once."""
 
-    url: str = Field(pattern=r"^https?://[^@\s]+$", description="without a password: a store of the cluster, or a public one")
-    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the archive; anything else is refused")
+    url: str = Field(pattern=_URL, description="without a password: a store of the cluster, or a public one")
+    sha256: str = Field(pattern=_DIGEST, description="of the archive; anything else is refused")
 
 
 class Weights(Strict):
@@ -222,7 +231,10 @@ class State(Strict):
     claim: Name | None = Field(default=None, description="one that is there")
     size: Quantity | None = Field(default=None, description="of a claim that is made; without either, state goes with the pod")
     storage_class: str | None = None
-    access: Literal["ReadWriteMany", "ReadWriteOnce"] = "ReadWriteMany"
+    access: Literal["ReadWriteMany", "ReadWriteOnce"] = Field(
+        default="ReadWriteMany",
+        description="of a claim that is made; several gateways, and a rolling update over nodes, need ReadWriteMany",
+    )
 
     @property
     def kept(self) -> bool:
@@ -237,7 +249,7 @@ class Ingress(Strict):
     tls_secret: str | None = Field(default=None, description="Secret with the certificate")
     annotations: Labels = Field(default_factory=dict, description="of the Ingress, for its controller")
     gateway: str | None = Field(
-        default=None, pattern=r"^([a-z0-9-]+/)?[a-z0-9-]+$", description="[NAMESPACE/]NAME of a Gateway (Gateway API): an "
+        default=None, pattern=_GATEWAY, description="[NAMESPACE/]NAME of a Gateway (Gateway API): an "
             "HTTPRoute is made "
         "in the Ingress's place; canaries of plain and keda need it",
     )  # fmt: skip
@@ -253,7 +265,7 @@ class Monitoring(Strict):
     labels: Labels = Field(default_factory=dict, description="by which the operator finds them, such as release: prometheus")
     namespace: Name = Field(default="monitoring", description="of Prometheus: from there metrics are read")
     prometheus: str | None = Field(
-        default=None, pattern=r"^https?://[^@\s]+$", description="URL of Prometheus, for KEDA's trigger on the engine's queue"
+        default=None, pattern=_URL, description="URL of Prometheus, for KEDA's trigger on the engine's queue"
     )
     first_token_seconds: float = Field(default=10, gt=0, description="95th percentile of the time to the first token that alerts")
 
@@ -286,9 +298,7 @@ class Canary(Strict):
 class Compose(Strict):
     """Only for compose: one machine, with its stores."""
 
-    address: str = Field(
-        default="127.0.0.1:3000", pattern=r"^[0-9.]+:[0-9]+$", description="of this machine, where the box is published"
-    )
+    address: str = Field(default="127.0.0.1:3000", pattern=_ADDRESS, description="of this machine, where the box is published")
     redis: Image = "redis:7.4-alpine"
     postgres: Image = Field(default="pgvector/pgvector:pg17", description="PostgreSQL with pgvector")
     qdrant: Image = "qdrant/qdrant:v1.15.4"
@@ -302,6 +312,9 @@ class BentoCloud(Strict):
     gateway_instance: str = Field(default="cpu.2", description="instance type")
     engine_instance: str = Field(default="cpu.4", description="instance type")
     secrets: tuple[str, ...] = Field(default=(), description="BentoCloud's secrets, of type env, that hold the variables")
+    engine_url: str | None = Field(
+        default=None, pattern=_URL, description="of the engine's deployment, for the gateway: EKIBEN_ENGINE_URL"
+    )
 
 
 class Environment(Strict):
@@ -312,12 +325,12 @@ class Environment(Strict):
     namespace: Name = "default"
     host: str | None = Field(
         default=None,
-        pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+        pattern=_HOST,
         description="name by which callers reach it; left out: no Ingress",
     )
     pull_secrets: tuple[str, ...] = Field(default=(), description="Secrets for the registry")
     longest_stream_seconds: int = Field(default=600, ge=10, description="the longest answer; a pod is given more to end")
-    settings: dict[Annotated[str, Field(pattern="^EKIBEN_[A-Z_]+$")], str] = Field(
+    settings: dict[Annotated[str, Field(pattern=_SETTING)], str] = Field(
         default_factory=dict, description="further EKIBEN_ settings of the gateway that are no secrets"
     )
     gateway: Gateway = Gateway()
@@ -397,18 +410,38 @@ def read_environment(path: Path) -> Environment:
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         raise BadEnvironment([f"{path}:{where.line + 1 if where else 1}: not YAML"]) from None
+    if isinstance(content, dict) and "image" not in content and {"model", "routes"} <= set(content):
+        raise BadEnvironment([f"{path}: is a bundle; the environment file is another, such as examples/cluster.env.yaml"])
     if not isinstance(content, dict):
         raise BadEnvironment([f"{path}: a mapping is wanted, with image at least; `ekiben deploy schema` prints the fields"])
     try:
         environment = Environment.model_validate(content)
         return _measured(environment, path.parent)
     except ValidationError as error:
-        raise BadEnvironment([f"{path.name}: {_told(one)}" for one in error.errors(include_input=False)]) from None
+        raise BadEnvironment([f"{path.name}: {_told(one)}" for one in error.errors()]) from None
 
 
 def json_schema() -> str:
     """Return the JSON schema of the environment file."""
     return json.dumps(Environment.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+WANTED = {
+    QUANTITY: "no quantity, such as 500m or 6Gi",
+    _NAME: "no name as Kubernetes wants it: a-z, 0-9 and -, up to 52 characters",
+    _IMAGE: "no image, such as registry.example.com/team/ekiben:1.0: small letters, and no scheme before it",
+    _SECRET: "no name of a Secret: a-z, 0-9, - and .",
+    _KEY: "no key of a Secret: letters, digits, -, _ and .",
+    _VARIABLE: "no name of a variable: letters, digits and _",
+    _SETTING: "no setting of the project: they begin with EKIBEN_",
+    _URL: "no URL such as https://models.example.com/a, without a password",
+    _DIGEST: "no SHA-256: 64 hex digits, as sha256sum prints them",
+    _METRIC: "no name of a metric: a-z, 0-9, _ and :",
+    _GATEWAY: "no [NAMESPACE/]NAME of a Gateway: a-z, 0-9 and -",
+    _HOST: "no host name, such as llm.example.com, without a scheme",
+    _ADDRESS: "no ADDRESS:PORT, such as 127.0.0.1:3000",
+}
+"""What is said of a value that does not match; a regular expression tells a reader little."""
 
 
 def _measured(environment: Environment, folder: Path) -> Environment:
@@ -426,13 +459,15 @@ def _measured(environment: Environment, folder: Path) -> Environment:
 
 
 def _told(error: Any) -> str:
-    # The value is left out: it may be a secret in the wrong place.
-    where = ".".join(str(part) for part in error["loc"])
+    # The value is left out, but of a quantity: it may be a secret in the wrong place.
+    where = ".".join(str(part) for part in error["loc"] if part != "[key]")
     kind, message = error["type"], re.sub("^Value error, ", "", error["msg"])
     if kind == "extra_forbidden":
         message = "unknown key; `ekiben deploy schema` prints those there are"
     elif kind == "missing":
         message = "is missing"
     elif kind == "string_pattern_mismatch":
-        message = f"does not match {error['ctx']['pattern']}"
+        pattern, value = error["ctx"]["pattern"], error["input"]
+        given = repr(value) if pattern == QUANTITY and len(value) <= _LONGEST_QUANTITY else "this"
+        message = f"{given} is {WANTED[pattern]}"
     return f"{where}: {message}" if where else message

@@ -17,6 +17,7 @@ _BESIDE: frozenset[Target] = frozenset({"plain", "keda"})
 """Where a canary is a second gateway."""
 _GPU_SHARE = 0.8
 """Of a GPU's memory, for weights; the rest is the KV cache's at least."""
+_NOT_IN_CLOUD = ("image", "namespace", "host", "pull_secrets", "weights", "state", "ingress", "monitoring", "network", "compose")
 _KNATIVE_TIMEOUT, _KNATIVE_START_TIMEOUT = 600, 300
 _LONGEST_NAME = 36
 """With `-canary-weights-` and a digest's beginning behind it, a name has 63 characters at most."""
@@ -37,6 +38,7 @@ def check(box: Box, environment: Environment, target: Target) -> list[str]:
         problems += [*_weights(box, environment), *_scaling(environment, target), *_sharing(box, environment, target)]
     elif target == "compose":
         problems += _mounted(environment)
+    problems += _cloud(environment) if target == "bentocloud" else []
     problems += _canary(environment, target)
     if problems:
         raise DoesNotFit(problems)
@@ -182,6 +184,23 @@ def _sharing(box: Box, environment: Environment, target: Target) -> list[str]:
     return problems
 
 
+def _cloud(environment: Environment) -> list[str]:
+    problems: list[str] = []
+    told, cloud = environment.secrets, environment.bentocloud
+    wanted = [*(["EKIBEN_ENGINE_KEY"] if told.engine_key else []), *told.settings(), *told.variables]
+    if wanted and not cloud.secrets:
+        problems.append(
+            f"bentocloud.secrets: is missing, and {', '.join(wanted)} would not be set: make a secret of type env there "
+            "(bentoml secret create), and name it here"
+        )
+    if not cloud.engine_url and "EKIBEN_ENGINE_URL" not in environment.settings:
+        problems.append(
+            "bentocloud.engine_url: is missing, and the gateway, a deployment of its own there, would look for the engine on its "
+            "own machine: give the URL of the engine's deployment"
+        )
+    return problems
+
+
 def _canary(environment: Environment, target: Target) -> list[str]:
     if not (canary := environment.canary):
         return []
@@ -204,6 +223,11 @@ def _canary(environment: Environment, target: Target) -> list[str]:
 
 def _advice(box: Box, environment: Environment, target: Target) -> list[str]:
     advice: list[str] = []
+    if target == "bentocloud":
+        unused = [name for name in _NOT_IN_CLOUD if name in environment.model_fields_set]
+        advice.append(f"BentoCloud does not take these of the environment file: {', '.join(unused)}")
+    elif not re.search(r":[^/]+$|@", environment.image):
+        advice.append(f"image: {environment.image} has neither tag nor digest: what `latest` is changes; name the version")
     several = environment.gateway.replicas.max > 1
     if target in _CLUSTER and several and environment.secrets.redis_url is None:
         advice.append("secrets.redis_url: without it each gateway counts limits for itself, and has a cache of its own")

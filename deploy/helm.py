@@ -13,6 +13,7 @@ from typing import Any, Self
 from deploy.box import Box
 from deploy.environment import Environment
 from deploy.fitting import Target, check
+from deploy.notes import notes
 from deploy.release import Release
 from deploy.rendering import MARK, Rendering, dump, dump_all, manifests
 
@@ -68,13 +69,15 @@ def chart(box: Box, environment: Environment, target: Target) -> Rendering:
     files = {
         "Chart.yaml": head + dump(about),
         "values.yaml": head + dump(values),
-        "values.schema.json": json.dumps(_schema(paths), indent=2) + "\n",
+        "values.schema.json": json.dumps({"$comment": head.strip(), **_schema(paths)}, indent=2) + "\n",
         **{
             f"templates/{name}.yaml": _template(head + dump_all(_walked(made)))
             for name, made in manifests(release, target).items()
         },
     }
-    return Rendering(files, advice)
+    told = notes(release, target)
+    files["templates/NOTES.txt"] = f"{{{{- /* {head.strip()} */ -}}}}\n" + _template("".join(f"- {line}\n" for line in told))
+    return Rendering(files, advice, notes(Release(box, environment), target))
 
 
 def _open_paths(environment: Environment) -> list[str]:

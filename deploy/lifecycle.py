@@ -98,7 +98,10 @@ class Limits:
 
 
 class Lifecycle:
-    """Drives one upstream while its context is open. `probe` says whether it is ready; `clock` gives seconds."""
+    """Drives one upstream while its context is open.
+
+    `probe` says whether it is ready, `said` what it last answered to that, for the log; `clock` gives seconds.
+    """
 
     def __init__(
         self,
@@ -107,10 +110,11 @@ class Lifecycle:
         limits: Limits | None = None,
         *,
         metrics: ActivatorMetrics | None = None,
+        said: Callable[[], str] = str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._starter, self._probe, self._limits, self._clock = starter, probe, limits or Limits(), clock
-        self._metrics = metrics or ActivatorMetrics()
+        self._metrics, self._said = metrics or ActivatorMetrics(), said
         self._state: State = "asleep"
         self._generation = 0
         self._in_flight = self._waiting = 0
@@ -241,6 +245,7 @@ class Lifecycle:
     async def _start(self) -> bool:
         self._turn("starting")
         self._began = self._clock()
+        log.info("upstream starting", waiting=self._waiting)
         outcome: StartOutcome = "ready"
         why = ""
         try:
@@ -261,7 +266,7 @@ class Lifecycle:
             self._idle_since = self._clock()
             self._turn("awake")
             return True
-        log.error("upstream not started", problem=why, seconds=round(took, 3))
+        log.error("upstream not started", problem=why, seconds=round(took, 3), last_answer=self._said())
         try:
             await self._starter.stop()
         except StopFailed as error:
@@ -316,6 +321,7 @@ class Lifecycle:
     async def _stop(self) -> bool:
         self._turn("stopping")
         began = self._clock()
+        log.info("upstream idle: stopping", idle_seconds=round(began - self._idle_since, 3))
         try:
             await self._starter.stop()
         except StopFailed as error:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-_QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|[kMGTPE]|[KMGTPE]i)?$"
+QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|[kMGTPE]|[KMGTPE]i)?$"
 _FACTORS = {
     "m": Decimal("0.001"),
     "": Decimal(1),
@@ -25,15 +25,15 @@ def _written(told: object) -> object:
 
 Quantity = Annotated[
     str,
-    Field(pattern=_QUANTITY),
+    Field(pattern=QUANTITY),
     BeforeValidator(_written),
-    WithJsonSchema({"anyOf": [{"type": "string", "pattern": _QUANTITY}, {"type": "number"}], "examples": ["500m", "6Gi"]}),
+    WithJsonSchema({"anyOf": [{"type": "string", "pattern": QUANTITY}, {"type": "number"}], "examples": ["500m", "6Gi"]}),
 ]
 
 
 def amount(quantity: str) -> Decimal:
     """Return a quantity in its unit (bytes, processors); raises ValueError for what is none."""
-    if not (found := re.fullmatch(r"([0-9.]+)([a-zA-Z]*)", quantity)) or not re.match(_QUANTITY, quantity):
+    if not (found := re.fullmatch(r"([0-9.]+)([a-zA-Z]*)", quantity)) or not re.match(QUANTITY, quantity):
         raise ValueError(f"{quantity!r} is no quantity, such as 500m or 6Gi")
     return Decimal(found[1]) * _FACTORS[found[2]]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 import tempfile
@@ -22,14 +23,20 @@ from deploy.fitting import Target, check
 from deploy.keda import keda
 from deploy.knative import knative
 from deploy.kserve import kserve
+from deploy.notes import example, notes
 from deploy.plain import plain
 from deploy.release import CANARY, Manifest, Release
 
 MARK = "# Rendered by `ekiben deploy"
-"""How files of ours begin."""
+"""How files of ours begin; in JSON and templates it stands in a comment."""
+_HEAD_BYTES = 200
 _CLUSTERS = {"plain": plain, "keda": keda, "knative": knative, "kserve": kserve}
 _SIDE_BY_SIDE = frozenset({"plain", "keda"})
 """Targets without revisions: a canary is a second release."""
+
+
+class NotOurs(FileExistsError):
+    """Files of others are where files are to be written; `strerror` names them."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,8 @@ class Rendering:
 
     files: dict[str, str]
     advice: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What must be there for it, and what comes after."""
 
 
 def render(box: Box, environment: Environment, target: Target) -> Rendering:
@@ -47,11 +56,12 @@ def render(box: Box, environment: Environment, target: Target) -> Rendering:
     head = f"{MARK} render --target {target}`: {box.tag}\n"
     if target == "compose":
         files = {name: head + dump(content) for name, content in compose(release).items()}
+        files[".env.example"] = head + example(release)
     elif target == "bentocloud":
         files = {"bentocloud.yaml": head + dump(bentocloud(release))}
     else:
         files = {f"{name}.yaml": head + dump_all(made) for name, made in manifests(release, target).items()}
-    return Rendering(files, advice)
+    return Rendering(files, advice, notes(release, target))
 
 
 def manifests(release: Release, target: Target) -> dict[str, list[Manifest]]:
@@ -66,12 +76,28 @@ def manifests(release: Release, target: Target) -> dict[str, list[Manifest]]:
     return {name: made for name, made in sorted(files.items()) if made}
 
 
-def write(files: Mapping[str, str], folder: Path) -> list[str]:
+def foreign(files: Mapping[str, str], folder: Path) -> list[str]:
+    """Return the files that are in a folder under names that are to be written, and are not of our making."""
+    return [name for name, text in files.items() if (folder / name).exists() and not _ours(folder / name, text.encode())]
+
+
+def _ours(place: Path, wanted: bytes) -> bool:
+    if not place.is_file():
+        return False
+    there = place.read_bytes()
+    return there == wanted or MARK.encode() in there[:_HEAD_BYTES]
+
+
+def write(files: Mapping[str, str], folder: Path, *, force: bool = False) -> list[str]:
     """Write files into a folder, and take away what an earlier rendering left there; all are made before the first is moved.
 
     Returns the commands that take from the cluster what the earlier rendering had and this one has not: `kubectl apply` leaves
     it there. Of a chart there are none, for Helm does that itself.
+
+    Raises NotOurs, before anything is written, where that would be over files of others, unless it is forced.
     """
+    if not force and (theirs := foreign(files, folder)):
+        raise NotOurs(errno.EEXIST, f"it holds {', '.join(theirs)}, which `ekiben deploy` did not make: move that away")
     folder.mkdir(parents=True, exist_ok=True)
     earlier = {
         place: text

@@ -8,10 +8,12 @@ import signal
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
+import structlog
 from aiohttp import web
 
 from deploy.activator import Activator
 
+log = structlog.get_logger("ekiben")
 Address = tuple[str, int]
 _LINE_BYTES = 65_536
 
@@ -51,9 +53,13 @@ async def serve(activator: Activator, address: Address, metrics: Address | None 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
     async with activator, listening(activator, address, metrics, drain_seconds=drain_seconds):
+        log.info(
+            "activator listens", address=f"{address[0]}:{address[1]}", upstream=activator.upstream, state=activator.life.state
+        )
         ends = [asyncio.create_task(told.wait()), asyncio.create_task(activator.life.driven())]
         done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         for task in ends:
             task.cancel()
         for task in done:
             task.result()
+        log.info("activator ends", state=activator.life.state, drain_seconds=drain_seconds)

@@ -9,8 +9,13 @@ from deploy.environment import Environment, Weights
 from deploy.rendering import render
 
 CLUSTERS = ("knative", "keda", "kserve", "plain")
-SMALL = {"image": "registry.example.com/ekiben:1", "secrets": {"engine_key": {"name": "ekiben", "key": "engine-key"}}}
-"""The least that a cluster needs."""
+CLOUD = {"secrets": ["llm"], "engine_url": "https://engine.example.com"}
+SMALL = {
+    "image": "registry.example.com/ekiben:1",
+    "secrets": {"engine_key": {"name": "ekiben", "key": "engine-key"}},
+    "bentocloud": CLOUD,
+}
+"""The least that a cluster and BentoCloud need."""
 LARGE = {
     "image": "registry.example.com:5000/team/ekiben:0123456789abcdef",
     "name": "support",
@@ -45,6 +50,7 @@ LARGE = {
         "class_name": "nginx", "tls_secret": "llm-tls", "annotations": {"nginx.ingress.kubernetes.io/proxy-buffering": "off"},
     },
     "monitoring": {"enabled": True, "labels": {"release": "prometheus"}, "prometheus": "http://prometheus.monitoring:9090"},
+    "bentocloud": CLOUD,
 }  # fmt: skip
 """Everything that there is."""
 

@@ -14,15 +14,18 @@ from rich.table import Table
 from services.bundle import BundleError
 from services.cli.console import Bar, BundleOption, JsonOption, err, fail, load, out, reported
 from services.settings import ROOT, load_settings
+from services.settings import environment as variable
 
 if TYPE_CHECKING:
     from deploy.box import Box
     from deploy.measured import Measured
+    from deploy.rendering import Rendering
 
 app = typer.Typer(help="Manifests for clusters, compose and BentoCloud; units for systemd.", no_args_is_help=True)
 
 EnvOption = Annotated[Path, typer.Option("--env", "-e", help="The environment file: image, replicas, nodes, names of secrets.")]
 FolderOption = Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write to (default: print).")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Write over files that another made.")]
 Cluster = Literal["knative", "keda", "kserve", "plain"]
 
 
@@ -36,6 +39,7 @@ def render(
     output: FolderOption = None,
     bundle: BundleOption = None,
     *,
+    force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Render the packed bundle for a target, for `kubectl apply -f DIR`.
@@ -44,6 +48,7 @@ def render(
     compose: one machine with Redis, PostgreSQL, Qdrant and Prometheus. bentocloud: the file of `bentoml deploy -f`.
 
     The gateway stays up; the engine sleeps where engine.replicas.min is 0. No secret's value is written, only names of Secrets.
+    What must be there before, such as the Secrets, and how the first API key is made, is told after it.
     A bundle that does not fit (a GPU recipe without GPUs, too little memory, no scaler) is refused, and nothing is written.
     """
     from deploy.environment import BadEnvironment, read_environment
@@ -54,7 +59,7 @@ def render(
         made = rendered(_box(bundle), read_environment(env), target)
     except (BadEnvironment, DoesNotFit) as error:
         _refuse(error.lines)
-    _told(made.files, made.advice, output, target=target, as_json=as_json)
+    _told(made, output, target=target, as_json=as_json, force=force)
 
 
 @app.command()
@@ -64,6 +69,7 @@ def helm(
     target: Annotated[Cluster, typer.Option("--target", "-t", help="What scales it.")] = "plain",
     bundle: BundleOption = None,
     *,
+    force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a Helm chart whose values are fields of the environment file.
@@ -79,7 +85,7 @@ def helm(
         made = chart(_box(bundle), read_environment(env), target)
     except (BadEnvironment, DoesNotFit) as error:
         _refuse(error.lines)
-    _told(made.files, made.advice, output, target=target, as_json=as_json)
+    _told(made, output, target=target, as_json=as_json, force=force)
 
 
 @app.command()
@@ -93,20 +99,30 @@ def systemd(
     environment_file: Annotated[
         Path | None, typer.Option(help="File with the box's secrets, NAME=VALUE a line, readable by root alone.")
     ] = None,
+    *,
     gpu: Annotated[
         bool | None, typer.Option("--gpu/--no-gpu", help="Whether the box may see devices (default: if this machine has a GPU).")
     ] = None,
+    force: ForceOption = False,
 ) -> None:
     """Write units for systemd: this installation's box on one machine, started when it is asked, stopped when it is idle.
 
     Copy them to /etc/systemd/system, bring the model store's `models` to /var/lib/NAME/bentoml, run `systemctl daemon-reload`,
-    and enable NAME.service, or NAME.socket with --by socket.
+    and enable NAME.service, or NAME.socket with --by socket. The unit's user must be able to read the project and its Python:
+    what is below /tmp, or in a home that nobody else may enter, is refused.
     """
+    from deploy import sight
+    from deploy.rendering import MARK, Rendering
     from deploy.systemd import BadUnit, SystemdBox, units
     from services.target import find_device
 
     host, _, port = address.rpartition(":")
     bentoml = str(Path(sys.executable).with_name("bentoml"))
+    if environment_file:
+        environment_file = environment_file.absolute()
+        _readable(environment_file)
+    if problems := sight.unseen([Path(sys.executable), Path(bentoml), ROOT]):
+        _refuse(problems)
     try:
         made = units(
             SystemdBox(
@@ -120,7 +136,9 @@ def systemd(
         )  # fmt: skip
     except BadUnit as error:
         fail(str(error))
-    _told(made, [], output, target="systemd", as_json=False)
+    head = f"{MARK} systemd`\n"
+    rendering = Rendering({one: head + text for one, text in made.items()}, notes=_unit_notes(name, sorted(made)))
+    _told(rendering, output, target="systemd", as_json=False, force=force)
 
 
 @app.command()
@@ -203,6 +221,26 @@ def _box(bundle: Path | None) -> Box:
         return box_of(loaded.bundle, lock, version_here())
 
 
+def _readable(path: Path) -> None:
+    try:
+        path.open("rb").close()
+    except PermissionError:
+        return  # for root alone, as it should be
+    except OSError as error:
+        fail(f"--environment-file: {path} cannot be read: {error.strerror}")
+
+
+def _unit_notes(name: str, units: list[str]) -> list[str]:
+    models = Path(variable("BENTOML_HOME") or Path.home() / "bentoml", "models")
+    wanted = next((one for one in units if one.endswith(".socket")), f"{name}.service")
+    return [
+        f"the unit's user finds models in its own folder alone: sudo mkdir -p /var/lib/{name}/bentoml && "
+        f"sudo cp -r {models} /var/lib/{name}/bentoml/",
+        f"sudo cp {' '.join(units)} /etc/systemd/system/ && sudo systemctl daemon-reload && sudo systemctl enable --now {wanted}",
+        f"what it says: journalctl -f -u '{name}*'",
+    ]
+
+
 def _show(found: Measured) -> None:
     from deploy.box import concurrency
 
@@ -228,25 +266,27 @@ def _refuse(lines: list[str]) -> NoReturn:
     fail(f"{len(lines)} problem{'s' if len(lines) > 1 else ''}; nothing was rendered.")
 
 
-def _told(files: dict[str, str], advice: list[str], output: Path | None, *, target: str, as_json: bool) -> None:
-    from deploy.rendering import write
+def _told(made: Rendering, output: Path | None, *, target: str, as_json: bool, force: bool) -> None:
+    from deploy.rendering import NotOurs, write
 
-    for line in advice:
+    files = made.files
+    for line in made.advice:
         err.print(f"note: {line}", markup=False, style="yellow")
     gone: list[str] = []
     if output:
         try:
-            gone = write(files, output)
+            gone = write(files, output, force=force)
         except OSError as error:
-            fail(f"{output} cannot be written: {error.strerror}")
-    if gone:
-        err.print("note: the earlier files had more; on the cluster it stays until it is taken away:", style="yellow")
-    for line in gone:
-        err.print(line, markup=False, highlight=False, soft_wrap=True)
+            hint = ", or say --force" if isinstance(error, NotOurs) else ""
+            fail(f"{output} cannot be written: {error.strerror}{hint}")
     if as_json:
-        told = {"target": target, "files": files, "advice": advice, "gone": gone}
+        told = {"target": target, "files": files, "advice": made.advice, "notes": made.notes, "gone": gone}
         sys.stdout.write(json.dumps(told, indent=2, ensure_ascii=False) + "\n")
     elif output:
-        out.print(f"wrote {len(files)} files to {output}", markup=False)
+        out.print(f"wrote {len(files)} file{'' if len(files) == 1 else 's'} to {output}", markup=False)
     else:
         sys.stdout.write("---\n".join(f"# {name}\n{text}" for name, text in files.items()))
+    if gone:
+        err.print("note: the earlier files had more; on the cluster it stays until it is taken away:", style="yellow")
+    for line in [*gone, *([] if as_json else [f"- {one}" for one in made.notes])]:
+        err.print(line, markup=False, highlight=False, soft_wrap=True)

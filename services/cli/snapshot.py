@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -94,23 +95,15 @@ def verify(
 ) -> None:
     """Check whether a snapshot can be restored here: what it depends on, and every byte of its files.
 
-    Exits with 1 where it cannot, and says each reason.
+    Exits with 1 where it cannot, and says each reason. The files of one that is named are read without criu too.
     """
     from deploy.revival import RevivalFailed
-    from deploy.snapshot import altered, read
     from services import snapshots
 
     settings = load_settings()
     with _told():
-        criu = _criu(settings)
-        criu.check()
-        here = snapshots.facts_here(settings, criu)
-        folder = settings.snapshots / (name or snapshots.snapshot_name(settings, here))
-        if name is None and not folder.exists():
-            folder, _ = snapshots.find(settings, criu)
-        manifest = read(folder)
-        problems = [*manifest.facts.differences(here), *altered(folder, manifest)]
-        if trial and not problems:
+        criu, folder, manifest, problems = _judged(settings, name)
+        if trial and criu and not problems:
             try:
                 snapshots.try_out(criu, folder, manifest)
             except RevivalFailed as error:
@@ -135,6 +128,9 @@ def list_(*, json_: JsonOption = False) -> None:
     if json_:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
         return
+    if not rows:
+        err.print(_none(load_settings()), markup=False)
+        return
     table = Table("name", "made", "MB", "cold start", "box", "kernel", box=None, pad_edge=False)
     for row in rows:
         size, start = f"{row['bytes'] / 2**20:.0f}", f"{row['start_seconds']:.1f} s"
@@ -158,6 +154,42 @@ def remove(
     if unknown := [name for name in names or () if name not in there]:
         fail(f"there is no snapshot {', '.join(unknown)} in {root}")
     snapshot.remove([there[name] for name in names or there])
+
+
+def _judged(settings: Settings, name: str | None) -> tuple[Criu | None, Path, Manifest, list[str]]:
+    """Return a snapshot with what keeps it from being restored here; without criu (None) that of one that is named."""
+    from deploy.criu import CriuFailed
+    from deploy.snapshot import altered, read
+    from services import snapshots
+
+    named = _named(settings, name)
+    manifest = read(named) if named else None
+    try:
+        criu = _criu(settings)
+        criu.check()
+    except CriuFailed as error:
+        if named is None or manifest is None:
+            raise
+        return None, named, manifest, [str(error), *altered(named, manifest)]
+    here = snapshots.facts_here(settings, criu)
+    folder = named or settings.snapshots / snapshots.snapshot_name(settings, here)
+    if not folder.exists():
+        folder, _ = snapshots.find(settings, criu)
+    manifest = manifest or read(folder)
+    return criu, folder, manifest, [*manifest.facts.differences(here), *altered(folder, manifest)]
+
+
+def _named(settings: Settings, name: str | None) -> Path | None:
+    """Return the folder of a snapshot that is named; ends with 1 where there is none at all."""
+    from deploy.snapshot import MANIFEST
+
+    if not any(settings.snapshots.glob(f"*/{MANIFEST}")):
+        fail(_none(settings))
+    return settings.snapshots / name if name else None
+
+
+def _none(settings: Settings) -> str:
+    return f"there is no snapshot in {settings.snapshots}: `ekiben snapshot create` makes one"
 
 
 def _criu(settings: Settings) -> Criu:

@@ -1,6 +1,7 @@
 """`ekiben deploy` on the demo's bundle, with a model store of folders."""
 
 import json
+from pathlib import Path
 
 import pytest
 import typer
@@ -11,7 +12,7 @@ from services.bundle import load_bundle
 from services.cli import app
 from services.lock import Lock, read_lock
 from services.settings import ROOT
-from tests.deploying import SMALL, merged
+from tests.deploying import CLOUD, SMALL, merged
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern")
 TARGETS = ("knative", "keda", "kserve", "plain", "compose", "bentocloud")
@@ -50,7 +51,8 @@ def test_the_demo_is_rendered(packed, target):
 
     assert done.exit_code == 0, done.output
     files = sorted((packed / "out").iterdir())
-    assert f"wrote {len(files)} files" in done.stdout
+    assert f"wrote {len(files)} file" in done.stdout
+    assert ("keys create" in done.stderr) is (target != "bentocloud")
     assert all(list(yaml.safe_load_all(one.read_text(encoding="utf-8"))) for one in files)
 
 
@@ -112,7 +114,9 @@ def test_an_unpacked_bundle_is_told(monkeypatch, tmp_path):
 def test_the_examples_fit(packed):
     example = ROOT / "examples" / "cluster.env.yaml"
     for target in TARGETS:
-        done = run("render", "--target", target, "--env", str(example))
+        cloud = {"bentocloud": CLOUD} if target == "bentocloud" else {}
+        (packed / "example.yaml").write_text(yaml.safe_dump({**yaml.safe_load(example.read_text()), **cloud}), encoding="utf-8")
+        done = run("render", "--target", target, "--env", str(packed / "example.yaml"))
 
         assert done.exit_code == 0, f"{target}: {done.output}"
 
@@ -165,7 +169,13 @@ def test_the_activator_takes_its_command_line(packed, target):
     assert told["deployment" if target == "plain" else "command"]
 
 
-def test_units_are_written_for_systemd(tmp_path):
+@pytest.fixture
+def seen(monkeypatch):
+    """A place of the project that everybody may read, wherever the tests run."""
+    monkeypatch.setattr("deploy.sight.unseen", lambda paths: [])
+
+
+def test_units_are_written_for_systemd(tmp_path, seen):
     done = run("systemd", "--by", "socket", "--output", str(tmp_path), "--idle-seconds", "60")
 
     assert (done.exit_code, sorted(one.name for one in tmp_path.iterdir())) == (
@@ -181,14 +191,54 @@ def test_units_are_written_for_systemd(tmp_path):
     ("device", "option", "sees"),
     [("cuda", [], True), ("cpu", [], False), ("cpu", ["--gpu"], True), ("cuda", ["--no-gpu"], False)],
 )
-def test_units_for_a_gpu_let_the_box_see_it(monkeypatch, device, option, sees):
+def test_units_for_a_gpu_let_the_box_see_it(seen, monkeypatch, device, option, sees):
     monkeypatch.setenv("EKIBEN_DEVICE", device)
     done = run("systemd", *option)
 
     assert (done.exit_code, "PrivateDevices=yes" not in done.stdout) == (0, sees)
 
 
-def test_units_that_cannot_be_are_told():
+def test_one_unit_is_one_file_with_what_comes_next(tmp_path, seen):
+    secrets = tmp_path / "secrets"
+    secrets.touch()
+    done = run("systemd", "--name", "llm", "--environment-file", str(secrets), "--output", str(tmp_path / "units"))
+    again = run("systemd", "--name", "llm", "--output", str(tmp_path / "units"))
+
+    assert (done.exit_code, again.exit_code) == (0, 0), done.output
+    assert "wrote 1 file to" in done.stdout
+    assert "/var/lib/llm/bentoml" in done.stderr
+    assert "enable --now llm.service" in done.stderr
+
+
+def test_a_unit_that_could_not_read_what_it_runs_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("services.cli.deploy.ROOT", Path("/tmp/project"))
+    done = run("systemd", "--output", str(tmp_path / "units"))
+
+    assert (done.exit_code, (tmp_path / "units").exists()) == (1, False)
+    assert "/tmp/project is in a folder for temporary files" in done.stderr
+
+
+def test_a_file_of_secrets_that_is_not_there_is_told(seen):
+    done = run("systemd", "--environment-file", "/etc/none/of/it")
+
+    assert (done.exit_code, "--environment-file: /etc/none/of/it cannot be read" in done.stderr) == (1, True)
+
+
+def test_what_another_made_is_kept_unless_forced(packed):
+    (packed / "out").mkdir()
+    (packed / "out" / "gateway.yaml").write_text("mine: 1\n", encoding="utf-8")
+    (packed / "out" / "old.yaml").write_bytes(b"\xff")
+    arguments = ("render", "--target", "plain", "--env", file(packed), "--output", str(packed / "out"))
+    refused = run(*arguments)
+
+    assert refused.exit_code == 1
+    assert "gateway.yaml" in refused.stderr
+    assert "--force" in refused.stderr
+    assert (packed / "out" / "gateway.yaml").read_text(encoding="utf-8") == "mine: 1\n"
+    assert run(*arguments, "--force").exit_code == 0
+
+
+def test_units_that_cannot_be_are_told(seen):
     done = run("systemd", "--listen", "127.0.0.1:3001")
 
     assert (done.exit_code, "cannot have the address" in done.stderr) == (1, True)

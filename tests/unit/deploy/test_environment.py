@@ -3,7 +3,7 @@ import json
 import pytest
 import yaml
 
-from deploy.environment import BadEnvironment, Environment, json_schema, read_environment
+from deploy.environment import WANTED, BadEnvironment, Environment, json_schema, read_environment
 from deploy.quantity import amount
 from tests.deploying import LARGE, SMALL, environment, merged
 
@@ -29,16 +29,16 @@ def test_a_file_is_read(tmp_path, told):
     ("more", "where", "message"),
     [
         ({"image": None}, "image", "is missing"),
-        ({"image": "Registry/Ekiben"}, "image", "does not match"),
+        ({"image": "Registry/Ekiben"}, "image", "no image, such as registry.example.com/team/ekiben:1.0"),
         ({"gatewey": {}}, "gatewey", "unknown key"),
         ({"engine": {"replicas": {"min": 3, "max": 2}}}, "engine.replicas", "raise it"),
-        ({"engine": {"resources": {"cpu": "2", "memory": "6Gx"}}}, "engine.resources.memory", "does not match"),
+        ({"engine": {"resources": {"cpu": "2", "memory": "1Gb"}}}, "engine.resources.memory", "'1Gb' is no quantity, such as"),
         ({"weights": {"source": "pvc"}}, "weights", "needs claim"),
         ({"weights": {"source": "image-volume"}}, "weights", "needs image"),
         ({"weights": {"source": "download", "download": {"url": "https://a.b/c", "sha256": "0" * 64}}}, "weights", "size"),
-        ({"weights": {"download": {"url": "https://u:p@a.b/c", "sha256": "0" * 64}}}, "weights.download.url", "does not match"),
+        ({"weights": {"download": {"url": "https://u:p@a.b/c", "sha256": "0" * 64}}}, "weights.download.url", "no URL such as"),
         ({"settings": {"EKIBEN_ADMIN_TOKEN": "t" * 16}}, "settings", "is a secret"),
-        ({"settings": {"PATH": "/"}}, "settings.PATH", "does not match"),
+        ({"settings": {"PATH": "/"}}, "settings.PATH: ", "they begin with EKIBEN_"),
         ({"canary": {"percent": 100}}, "canary.percent", "less than or equal to 99"),
         ({"engine": {"tolerations": [{"kye": "a"}]}}, "engine.tolerations.0.kye", "unknown key"),
         ({"engine": {"cold_start_seconds": 1300}}, "", "too slow to sleep"),
@@ -60,6 +60,31 @@ def test_a_secret_in_the_wrong_place_is_refused_and_not_repeated(tmp_path):
 @pytest.mark.parametrize(("text", "message"), [("- a", "a mapping"), ("a: [", "not YAML"), ("", "a mapping")])
 def test_what_is_no_mapping_is_refused(tmp_path, text, message):
     assert message in refused(tmp_path, text)[0]
+
+
+def test_a_bundle_is_not_taken_for_an_environment(tmp_path):
+    assert refused(tmp_path, {"name": "a", "model": {}, "routes": {}}) == [
+        f"{tmp_path / 'env.yaml'}: is a bundle; the environment file is another, such as examples/cluster.env.yaml"
+    ]
+
+
+def test_no_message_has_a_regular_expression():
+    def patterns(content):
+        if isinstance(content, dict):
+            yield from [content["pattern"]] if isinstance(content.get("pattern"), str) else []
+            # Names of mappings' keys, as pydantic writes them.
+            yield from content.get("patternProperties", {})
+            content = list(content.values())
+        for one in content if isinstance(content, list) else []:
+            yield from patterns(one)
+
+    assert set(patterns(json.loads(json_schema()))) == set(WANTED)
+
+
+def test_a_long_value_in_the_place_of_a_quantity_is_not_repeated(tmp_path):
+    lines = refused(tmp_path, merged(SMALL, {"engine": {"resources": {"cpu": "1", "memory": "hunter2-hunter2-hunter2"}}}))
+
+    assert lines == ["env.yaml: engine.resources.memory: this is no quantity, such as 500m or 6Gi"]
 
 
 def test_a_missing_file_is_told(tmp_path):
@@ -116,7 +141,7 @@ def test_every_field_is_documented():
     told = [f"{title}.{name}" for title, name, field in named if not field.get("description") and "$ref" not in field]
 
     assert set(told) <= {
-        "State.storage_class", "State.access",
+        "State.storage_class",
         "Environment.namespace", "GatewayReplicas.min", "GatewayReplicas.max", "EngineReplicas.min",
         "EngineReplicas.max", "BentoCloud.cluster", "Network.enabled", "Monitoring.enabled", "Engine.architecture", "Gpu.count",
         "Nodes.tolerations", "Gateway.tolerations", "Engine.tolerations", "Weights.download", "Compose.redis", "Compose.qdrant",

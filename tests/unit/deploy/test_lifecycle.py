@@ -5,6 +5,7 @@ import math
 from contextlib import asynccontextmanager
 
 import pytest
+from structlog.testing import capture_logs
 
 from deploy import lifecycle
 from deploy.activator_metrics import ActivatorMetrics
@@ -74,7 +75,7 @@ class Life:
 
     @asynccontextmanager
     async def open(self):
-        async with Lifecycle(self.upstream, self.upstream.probe, self.limits, metrics=self.metrics) as life:
+        async with Lifecycle(self.upstream, self.upstream.probe, self.limits, metrics=self.metrics, said=lambda: "503") as life:
             await asyncio.sleep(0)
             yield life
 
@@ -198,6 +199,26 @@ async def test_a_start_that_takes_too_long_is_ended():
 
     assert made.upstream.stops == 1
     assert made.sample("activator_starts_total", outcome="late") == 1
+
+
+async def test_its_life_is_in_the_log():
+    with capture_logs() as logs:
+        made = Life(idle=0.02)
+        async with made.open() as life:
+            await ask(life)
+            await until(lambda: made.upstream.stops)
+            await until(lambda: life.state == "asleep")
+        late = Life(start=0.02)
+        late.upstream.becomes_ready = False
+        async with late.open() as life:
+            with pytest.raises(NotAwake):
+                await ask(life)
+
+    assert [one["event"] for one in logs] == [
+        "upstream starting", "upstream ready", "upstream idle: stopping", "upstream idle: stopped",
+        "upstream starting", "upstream not started",
+    ]  # fmt: skip
+    assert logs[-1]["last_answer"] == "503"
 
 
 async def test_a_start_that_dies_fails_at_once():

@@ -139,7 +139,8 @@ def test_without_criu_nothing_is_started_where_that_is_asked(command_line):
 
 
 @pytest.mark.parametrize("verb", ["create", "verify"])
-def test_without_criu_it_says_so_in_one_line(command_line, verb):
+def test_without_criu_it_says_so_in_one_line(settings, command_line, verb):
+    make(settings, "another")
     done = command_line(verb)
 
     assert (done.exit_code, done.stderr) == (1, "error: criu is not on this machine\n")
@@ -165,3 +166,39 @@ def test_a_removal_of_nothing_or_of_the_unknown_is_refused(command_line, words, 
 
     assert done.exit_code == 1
     assert told in done.stderr
+
+
+@pytest.fixture
+def without_criu(settings, monkeypatch):
+    def missing(named=None):
+        raise CriuFailed("criu is not on this machine")
+
+    monkeypatch.setattr("deploy.criu.find_criu", missing)
+    monkeypatch.setattr(command, "load_settings", lambda: settings)
+    return settings
+
+
+def test_that_there_is_none_is_said_before_criu_is_missed(without_criu):
+    done = CliRunner().invoke(app, ["snapshot", "verify", "mine"])
+
+    assert (done.exit_code, "there is no snapshot" in done.stderr, "criu is not" in done.stderr) == (1, True, False)
+    make(without_criu, "other")
+    done = CliRunner().invoke(app, ["snapshot", "verify", "mine"])
+    assert (done.exit_code, "there is no snapshot mine" in done.stderr, "criu is not" in done.stderr) == (1, True, False)
+
+
+def test_bytes_are_read_without_criu(without_criu):
+    folder = make(without_criu, "mine")
+    (folder / IMAGES / "pages-1.img").write_bytes(b"mEmory")
+    done = CliRunner().invoke(app, ["snapshot", "verify", "mine"])
+
+    assert done.exit_code == 1
+    assert "pages-1.img was altered" in done.stderr
+    assert "criu is not on this machine" in done.stderr
+
+
+def test_an_empty_list_says_how_one_is_made(without_criu):
+    done = CliRunner().invoke(app, ["snapshot", "list"])
+
+    assert (done.exit_code, "ekiben snapshot create" in done.stderr) == (0, True)
+    assert json.loads(CliRunner().invoke(app, ["snapshot", "list", "--json"]).stdout) == []
