@@ -89,7 +89,7 @@ def helm(
 
 
 @app.command()
-def systemd(
+def systemd(  # noqa: PLR0913  options of a command
     output: FolderOption = None,
     by: Annotated[Literal["activator", "socket"], typer.Option(help="What starts the box: docs/scale-to-zero.md.")] = "activator",
     name: Annotated[str, typer.Option(help="Of the units.")] = "ekiben",
