@@ -286,7 +286,7 @@ class Shipping:
 
     def _render(self, results: Results, progress: Progress) -> Results:
         made, image = self._rendering(results)
-        for line in made.advice:
+        for line in (*made.advice, *made.notes):
             progress.note(f"note: {line}")
         try:
             gone = write(made.files, Path(self._options.output))
