@@ -48,8 +48,10 @@ class Machine:
             card.write_text(yaml.safe_dump(made))
 
     def start(self, *arguments):
+        # A shell's background jobs ignore SIGINT, and what they start does too.
+        command = ["env", "--default-signal=INT", sys.executable, "-m", "services.cli", "bento", *map(str, arguments)]
         return subprocess.Popen(
-            [sys.executable, "-m", "services.cli", "bento", *map(str, arguments)], cwd=self.clone, env=self._environment,
+            command, cwd=self.clone, env=self._environment,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, umask=self._umask, start_new_session=True,
         )  # fmt: skip
 
