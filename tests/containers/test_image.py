@@ -1,5 +1,6 @@
 """The image: its size, its layers, what is in it and what is not."""
 
+import hashlib
 import json
 import os  # noqa: TID251  a build in a process of its own
 import re
@@ -67,6 +68,12 @@ def another(folder, home, name, change):
     file = folder / "bentos" / "ekiben" / version.name / "src" / name
     file.chmod(0o644)
     file.write_text(change(file.read_text()))
+    # What differs from its manifest becomes no image.
+    manifest = folder / "bentos" / "ekiben" / version.name / "manifest.json"
+    told = json.loads(manifest.read_text())
+    told["files"][f"src/{name}"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    manifest.chmod(0o644)
+    manifest.write_text(json.dumps(told))
     return folder, f"ekiben:{version.name}"
 
 

@@ -317,7 +317,8 @@ def test_a_caller_who_leaves_frees_the_engine_within_a_second(box, stream):
     with httpx.Client(base_url=box.url, timeout=60, headers=box.headers) as client:
         if stream:
             with client.stream("POST", "/v1/chat/completions", json=body) as response:
-                next(response.iter_lines())
+                lines = response.iter_lines()  # kept: when it goes, the response is closed
+                next(lines)
                 running = time.monotonic()
                 while gauge(box, "vllm:num_requests_running") != 1:
                     assert time.monotonic() - running < 60, "the engine never began"
