@@ -16,7 +16,7 @@ import pytest
 from deploy.container import LEFT_OUT
 from tests.containers.tools import IMAGE, ROOT, Container, podman, run
 
-CODE_BYTES, IMAGE_BYTES = 5_000_000, 2_600_000_000
+CODE_BYTES, IMAGE_BYTES = 8_000_000, 2_600_000_000  # uncompressed; code is pushed as a third of that
 
 
 def inspect(name):
@@ -110,10 +110,10 @@ def test_each_model_and_adapter_is_a_layer(image):
     assert len(copied) == len(json.loads((ROOT / "bundle.lock").read_text())["adapters"]) + 3  # the model, the index, the names
 
 
-def test_the_same_bento_is_the_same_image(image, containerize):
+def test_the_same_bento_has_the_same_layers(image, containerize):
     containerize(name=f"{IMAGE}-again")
 
-    assert inspect(f"{IMAGE}-again")["Id"] == inspect(image)["Id"]
+    assert inspect(f"{IMAGE}-again")["RootFS"]["Layers"] == inspect(image)["RootFS"]["Layers"]
 
 
 def test_built_again_without_any_cache_the_layers_are_the_same(containerize, small):

@@ -164,7 +164,9 @@ def test_a_builder_that_fails_has_the_last_word():
     said = []
 
     assert (
-        containers._run([sys.executable, "-c", "print('STEP 1', flush=True); raise SystemExit('Error: no such image')"], said.append)
+        containers._run(
+            [sys.executable, "-c", "print('STEP 1', flush=True); raise SystemExit('Error: no such image')"], said.append
+        )
         == "Error: no such image"
     )
     assert said == ["STEP 1", "Error: no such image"]
