@@ -113,17 +113,10 @@ class GatewayReplicas(Strict):
         return self
 
 
-class EngineReplicas(Strict):
+class EngineReplicas(GatewayReplicas):
     """How many engines there are; 0 is where they sleep until a request comes."""
 
     min: int = Field(default=0, ge=0)
-    max: int = Field(default=1, ge=1)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.max < self.min:
-            raise ValueError(f"max ({self.max}) is below min ({self.min}); raise it")
-        return self
 
 
 class Toleration(TypedDict, total=False):
